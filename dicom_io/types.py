@@ -1,0 +1,124 @@
+"""The values that reading a DICOM file yields: Study -> Series -> Instance -> Frame."""
+
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+VoiFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRef:
+    """The four UIDs that name one SOP instance; the thread that runs from the file to the report."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """Who was imaged. No field shows in a repr, so that a log line cannot leak it."""
+
+    name: str | None = field(repr=False)
+    patient_id: str | None = field(repr=False)
+    birth_date: date | None = field(repr=False)
+    sex: str | None = field(repr=False)
+    age_years: float | None = field(repr=False)  # PatientAge, else from birth date and study date
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A VOI window in the units of `Frame.pixels` (PS3.3 C.11.2.1.2)."""
+
+    centre: float
+    width: float
+    function: VoiFunction = "LINEAR"
+    explanation: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VoiLut:
+    """One item of the VOI LUT Sequence (PS3.3 C.11.2.1.1), turned with the pixels for MONOCHROME1.
+
+    Entry i belongs to the pixel value `first_mapped + i`; values below and above take the end entries.
+    """
+
+    first_mapped: float
+    entries: NDArray[np.float32] = field(repr=False)  # (n,), scaled to 0..1, larger is brighter
+    explanation: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One image plane; larger always means brighter.
+
+    Grey planes are in modality units. MONOCHROME1 is turned about the range that the stored values can take.
+    Padding pixels hold the smallest valid value, so that they neither shine nor widen a window.
+    """
+
+    ref: InstanceRef
+    number: int  # 1-based, as DICOM counts frames
+    pixels: NDArray[np.float32] = field(repr=False)  # (rows, columns), or (rows, columns, 3) RGB in 0..255
+    spacing_mm: tuple[float, float] | None  # (row, column); None if absent, never a made-up 1.0
+    windows: tuple[Window, ...]
+    voi_luts: tuple[VoiLut, ...]
+    decoder: str  # name and version of what decoded the pixels, for the audited record
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """What the header of one Part 10 file says; its frames are decoded on demand."""
+
+    ref: InstanceRef
+    path: Path
+    transfer_syntax_uid: str
+    patient: Patient
+    modality: str | None
+    body_part: str | None
+    view_position: str | None
+    laterality: str | None
+    photometric_interpretation: str | None
+    rows: int | None
+    columns: int | None
+    number_of_frames: int  # 0 when the object carries no pixels
+    instance_number: int | None
+    position_mm: tuple[float, float, float] | None  # Image Position (Patient) of the first frame
+    orientation: tuple[float, ...] | None  # six direction cosines
+    study_date: date | None
+    study_description: str | None
+    accession_number: str | None
+    series_number: int | None
+    series_description: str | None
+    manufacturer: str | None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Instances of one series in reading order: by position along the normal, else by instance number."""
+
+    series_instance_uid: str
+    modality: str | None
+    body_part: str | None
+    number: int | None
+    description: str | None
+    instances: tuple[Instance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """One study of one patient."""
+
+    study_instance_uid: str
+    patient: Patient
+    study_date: date | None
+    description: str | None
+    accession_number: str | None
+    series: tuple[Series, ...]
