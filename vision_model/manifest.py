@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from vision_model.errors import ManifestInvalid, ModelDigestMismatch, ModelNotFound
+from vision_model.errors import ManifestInvalid, ModelDigestMismatch, ModelNotFound, UnknownTask
 
 MANIFEST_NAME = "manifest.json"
 GRAPH_NAME = "model.onnx"
@@ -143,3 +144,92 @@ class Manifest:
     sources: tuple[dict[str, str], ...]  # name, licence, images
     training: dict[str, str]  # recipe, seed, commit, initial weights, date
     schema_version: int = SCHEMA_VERSION
+
+    def task(self, name: str) -> Task:
+        """The served task of that name. Raises UnknownTask with the names there are, or why it is not served."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        for unserved in self.unserved:
+            if unserved.name == name:
+                raise UnknownTask(f"task {name!r} is not served: {unserved.reason}")
+        raise UnknownTask(f"no task {name!r}; served are {', '.join(t.name for t in self.tasks)}")
+
+    def tasks_named(self, name: str) -> tuple[Task, ...]:
+        """The task of that name, or all whose name begins with it: "cxr-pneumonia" means child and adult."""
+        return tuple(t for t in self.tasks if t.name.startswith(name + "-")) or (self.task(name),)
+
+    def to_json(self) -> str:
+        """The text of manifest.json."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a model's folder.
+
+    Raises ModelNotFound, and ManifestInvalid naming the first key that is absent, unknown or of the wrong type.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise ModelNotFound(f"{folder} holds no {MANIFEST_NAME}; name a folder that `hilum model export` wrote")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as exc:
+        raise ManifestInvalid(f"{path} is not JSON: {exc}") from exc
+    if not isinstance(raw, dict) or raw.get("schema_version") != SCHEMA_VERSION:
+        raise ManifestInvalid(f"{path} has another schema than {SCHEMA_VERSION}; export the model again")
+    manifest: Manifest = _decode(Manifest, raw, path="manifest")
+    return manifest
+
+
+def file_sha256(path: Path) -> str:
+    """Digest of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def verify_graph(folder: Path, manifest: Manifest) -> Path:
+    """The graph's path, once its bytes are known to be those that the manifest was written for.
+
+    Raises ModelNotFound and ModelDigestMismatch.
+    """
+    graph = folder / GRAPH_NAME
+    if not graph.is_file():
+        raise ModelNotFound(f"{folder} holds no {GRAPH_NAME}")
+    digest = file_sha256(graph)
+    if digest != manifest.graph_sha256:
+        raise ModelDigestMismatch(
+            f"{graph} has SHA-256 {digest[:16]}…, its manifest says {manifest.graph_sha256[:16]}…: "
+            "the file was changed or belongs to another export; it is not run"
+        )
+    return graph
+
+
+def _decode(kind: Any, value: Any, *, path: str) -> Any:
+    """JSON value -> the dataclass, tuple or scalar that the annotation names; nothing is coerced but int to float."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ManifestInvalid(f"{path} is not an object")
+        hints = get_type_hints(kind)
+        if wrong := hints.keys() ^ value.keys():
+            raise ManifestInvalid(f"{path}: keys absent or unknown: {', '.join(sorted(wrong))}")
+        return kind(**{name: _decode(hints[name], value[name], path=f"{path}.{name}") for name in hints})  # type: ignore[operator]
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ManifestInvalid(f"{path} is not a list")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) != len(value):
+            raise ManifestInvalid(f"{path} has {len(value)} entries, not {len(kinds)}")
+        return tuple(_decode(k, v, path=f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict and isinstance(value, dict):
+        return {str(key): _decode(arguments[1], entry, path=f"{path}.{key}") for key, entry in value.items()}
+    if origin is UnionType:
+        return None if value is None else _decode(arguments[0], value, path=path)
+    if origin is Literal and value in arguments:
+        return value
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    raise ManifestInvalid(f"{path} is {value!r}, which is not of type {kind}")

@@ -17,7 +17,9 @@ class ModelInput:
 
     tensor: NDArray[np.float32] = field(repr=False)  # (3, S, S)
     frame_shape: tuple[int, int]  # (rows, columns); the square input is the whole frame, stretched
-    black: float | None  # the values shown as black and white; None for 8-bit and colour images, which are taken as they are
+    black: (
+        float | None
+    )  # the values shown as black and white; None for 8-bit and colour images, which are taken as they are
     white: float | None
 
     @property
@@ -69,7 +71,9 @@ def _unit_range(
 ) -> tuple[NDArray[np.float32], float | None, float | None]:
     """(rows, columns, 1 or 3) in 0..1, and what was taken as black and white."""
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3) or min(pixels.shape[:2]) < 2:
-        raise ImageInvalid(f"an image is (rows, columns) or (rows, columns, 3) with at least 2x2 pixels, not {pixels.shape}")
+        raise ImageInvalid(
+            f"an image is (rows, columns) or (rows, columns, 3) with at least 2x2 pixels, not {pixels.shape}"
+        )
     values = pixels.astype(np.float32)
     if not np.isfinite(values).all():
         raise ImageInvalid("the image holds values that are not finite; replace NaN and infinities before")

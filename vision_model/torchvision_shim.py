@@ -11,7 +11,7 @@ import torch
 LIBRARY: torch.library.Library | None = None  # kept, since its definitions go with it
 
 try:
-    import torchvision  # noqa: F401
+    import torchvision
 except RuntimeError:
     for name in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]:
         del sys.modules[name]

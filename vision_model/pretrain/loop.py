@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -88,7 +87,7 @@ def train(
 
 
 def loss_of(logits: Tensor, targets: Tensor, *, curriculum: Curriculum, recipe: Recipe) -> Tensor:
-    """Cross-entropy of the route and of every task, each over the images that carry its label; (B, C), (B, 1 + tasks)."""
+    """Cross-entropy of route and tasks, each over the images with that label; logits (B, C), targets (B, 1 + tasks)."""
     routes = len(curriculum.routes)
     total = recipe.route_weight * functional.cross_entropy(logits[:, :routes], targets[:, 0])
     for column, task in enumerate(curriculum.tasks, start=1):
@@ -145,12 +144,18 @@ def _run_stage(
             loss = loss_of(net.forward_head(tokens.float()), targets, curriculum=curriculum, recipe=recipe)
             if not math.isfinite(loss.item()):
                 files = ", ".join(examples[i].path.name for i in indices.tolist())
-                raise LossNotFinite(f"the loss is {loss.item()} at step {step} of stage {stage_number + 1}; batch: {files}")
+                raise LossNotFinite(
+                    f"the loss is {loss.item()} at step {step} of stage {stage_number + 1}; batch: {files}"
+                )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 3.0)
             optimiser.step()
-            _follow(average, net, decay=min(recipe.average, (1 + step) / (10 + step)) if stage_number == 0 else recipe.average)
+            _follow(
+                average,
+                net,
+                decay=min(recipe.average, (1 + step) / (10 + step)) if stage_number == 0 else recipe.average,
+            )
             metrics.writerow([stage_number, step, f"{loss.item():.5f}", f"{factor:.5f}"])
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             if time.monotonic() - saved_at > CHECKPOINT_SECONDS or step + 1 == stage.steps:
@@ -205,7 +210,7 @@ def _resized(
     size: int,
     initial: dict[str, Tensor] | None,
 ) -> HilumNet:
-    """A net of another image size with the same weights; positions come anew from the initial grid while they are frozen."""
+    """The same weights at another image size; frozen positions come anew from the initial grid."""
     net = _net(curriculum, recipe, size=size, initial=initial)
     if initial is not None and recipe.frozen_blocks:
         state = {**state, "encoder.pos_embed": net.encoder.pos_embed.detach()}

@@ -1,0 +1,212 @@
+"""Run a model: one ONNX Runtime session, and what its numbers mean."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from vision_model.errors import GraphInvalid, ImageInvalid, ModelNotFound, ProviderUnavailable
+from vision_model.manifest import Code, Manifest, Task, read_manifest, verify_graph
+from vision_model.preprocess import ModelInput, prepare
+
+MODELS = Path(__file__).parent / "models"
+SHIPPED = "hilum-vits14"
+# (B, D), (B, T, C), (B, C), (B, G); the graph also has `patch_tokens` (B, T, D), fetched only when asked for.
+OUTPUTS = ("embedding", "token_logits", "logits", "ood")
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the model says of one label: a calibrated probability and its operating point."""
+
+    task: str
+    label: str
+    display: str
+    code: Code | None
+    normal: bool
+    logit: float
+    probability: float
+    threshold: float
+    positive: bool  # probability >= threshold, for labels that are not normal
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """One task's findings, its conformal prediction set, and how far the image is from its training images."""
+
+    task: str
+    findings: tuple[Finding, ...]
+    prediction_set: tuple[str, ...]
+    ood_score: float
+    ood_threshold: float
+
+    @property
+    def out_of_distribution(self) -> bool:
+        """Whether the image is further from the training images than nearly all of `val` is."""
+        return self.ood_score > self.ood_threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Everything the model computed for one image, before any gate: not every result may be shown."""
+
+    results: tuple[TaskResult, ...]
+    route: str | None  # None when no route reaches the manifest's minimum
+    route_probability: float
+    route_probabilities: dict[str, float]
+    embedding: NDArray[np.float32] = field(repr=False)  # (D,)
+    token_logits: NDArray[np.float32] = field(repr=False)  # (T, C); their mean over T is the logits
+    model_sha256: str
+    input_sha256: str
+    provider: str
+    precision: str
+
+    def result(self, task: str) -> TaskResult:
+        """The result of one task by its name."""
+        return next(r for r in self.results if r.task == task)
+
+
+class Model:
+    """A loaded model. Safe to call from several threads: ONNX Runtime sessions are."""
+
+    def __init__(self, manifest: Manifest, session: onnxruntime.InferenceSession) -> None:
+        self.manifest = manifest
+        self._session = session
+        self.provider: str = session.get_providers()[0]
+
+    def predict_inputs(self, inputs: Sequence[ModelInput]) -> list[Prediction]:
+        """Predict one batch of prepared images, every served task for each."""
+        if not inputs:
+            return []
+        outputs = self.run(np.stack([i.tensor for i in inputs]), OUTPUTS)
+        return [
+            self._prediction(model_input, *(output[i] for output in outputs)) for i, model_input in enumerate(inputs)
+        ]
+
+    def predict(
+        self, images: Sequence[NDArray[np.generic]], *, task: str | None = None, batch: int = 8
+    ) -> list[Prediction]:
+        """Predict images, (H, W) or (H, W, 3), uint8 or in modality units; with `task`, results of that task only.
+
+        A task may be named by its beginning: "cxr-pneumonia" stands for the child's and the adult's.
+        No gate is applied: modality, body part and age are the caller's to know. Raises ImageInvalid and UnknownTask.
+        """
+        chosen = {t.name for t in (self.manifest.tasks_named(task) if task else self.manifest.tasks)}
+        predictions = [p for inputs in self._batches(images, size=batch) for p in self.predict_inputs(inputs)]
+        return [replace(p, results=tuple(r for r in p.results if r.task in chosen)) for p in predictions]
+
+    def embed(self, images: Sequence[NDArray[np.generic]], *, batch: int = 8) -> NDArray[np.float32]:
+        """Embed images, (H, W) or (H, W, 3) -> (N, D) float32. Raises ImageInvalid."""
+        parts = [
+            self.run(np.stack([i.tensor for i in inputs]), ("embedding",))[0]
+            for inputs in self._batches(images, size=batch)
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, self.manifest.embedding_size), np.float32)
+
+    def run(self, tensors: NDArray[np.float32], outputs: Sequence[str]) -> list[NDArray[np.float32]]:
+        """The bare graph: (B, 3, S, S) -> the named outputs."""
+        results: list[NDArray[np.float32]] = self._session.run(list(outputs), {"images": tensors})
+        return results
+
+    def _batches(self, images: Sequence[NDArray[np.generic]], *, size: int) -> Iterator[list[ModelInput]]:
+        for start in range(0, len(images), size):
+            yield [prepare(np.asarray(image), spec=self.manifest.input) for image in images[start : start + size]]
+
+    def _prediction(
+        self,
+        model_input: ModelInput,
+        embedding: NDArray[np.float32],
+        token_logits: NDArray[np.float32],
+        logits: NDArray[np.float32],
+        ood: NDArray[np.float32],
+    ) -> Prediction:
+        manifest = self.manifest
+        if not (np.isfinite(logits).all() and np.isfinite(ood).all()):
+            raise ImageInvalid("the model gave values that are not finite for this image; it is not answered")
+        names = [route.name for route in manifest.routes]
+        route_probabilities = softmax(logits[: len(names)] / manifest.route_temperature)
+        best = int(route_probabilities.argmax())
+        probability = float(route_probabilities[best])
+        return Prediction(
+            results=tuple(_result(task, logits=logits, ood=ood) for task in manifest.tasks),
+            route=names[best] if probability >= manifest.route_minimum else None,
+            route_probability=probability,
+            route_probabilities={n: float(p) for n, p in zip(names, route_probabilities, strict=True)},
+            embedding=embedding,
+            token_logits=token_logits,
+            model_sha256=manifest.graph_sha256,
+            input_sha256=model_input.sha256,
+            provider=self.provider,
+            precision=manifest.precision,
+        )
+
+
+def load(path: str | Path | None = None, *, provider: str = "cpu", threads: int = 0) -> Model:
+    """Load the shipped model, or the one in a folder that an export wrote.
+
+    `provider` is "cpu", "cuda" or "tensorrt"; it is used or refused, never replaced. `threads` of 0 leaves the number
+    to ONNX Runtime. Raises ModelNotFound, ManifestInvalid, ModelDigestMismatch, GraphInvalid, ProviderUnavailable.
+    """
+    folder = MODELS / SHIPPED if path is None else Path(path)
+    if not folder.is_dir():
+        raise ModelNotFound(f"{folder} is not a folder")
+    manifest = read_manifest(folder)
+    graph = verify_graph(folder, manifest)
+    wanted = PROVIDERS.get(provider)
+    if wanted is None:
+        raise ProviderUnavailable(f"provider is {provider!r}; it is one of {', '.join(PROVIDERS)}")
+    if wanted not in onnxruntime.get_available_providers():
+        raise ProviderUnavailable(
+            f"{wanted} is not in this build of ONNX Runtime; install the matching build or use cpu"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # a provider that fails to start is refused below with our words
+    try:
+        session = onnxruntime.InferenceSession(graph, options, providers=[wanted])
+    except Exception as exc:  # ONNX Runtime raises a dozen unrelated types
+        raise GraphInvalid(f"ONNX Runtime cannot load {graph.name}: {exc}") from exc
+    if session.get_providers()[0] != wanted:
+        raise ProviderUnavailable(f"{wanted} could not start on this machine; check the driver or use cpu")
+    missing = {*OUTPUTS, "patch_tokens"} - {output.name for output in session.get_outputs()}
+    if missing:
+        raise GraphInvalid(f"{graph.name} lacks the outputs {', '.join(sorted(missing))}")
+    return Model(manifest, session)
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Softmax over the last axis in double precision."""
+    shifted = np.exp(np.asarray(logits, np.float64) - logits.max(axis=-1, keepdims=True))
+    probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=-1, keepdims=True)
+    return probabilities
+
+
+def _result(task: Task, *, logits: NDArray[np.float32], ood: NDArray[np.float32]) -> TaskResult:
+    own = logits[task.first_logit : task.first_logit + len(task.labels)]
+    probabilities = softmax(own / task.temperature)
+    return TaskResult(
+        task=task.name,
+        findings=tuple(
+            Finding(
+                task=task.name,
+                label=label.name,
+                display=label.display,
+                code=label.code,
+                normal=label.normal,
+                logit=float(logit),
+                probability=float(p),
+                threshold=label.operating_point.threshold,
+                positive=not label.normal and bool(p >= label.operating_point.threshold),
+            )
+            for label, logit, p in zip(task.labels, own, probabilities, strict=True)
+        ),
+        prediction_set=tuple(
+            label.name for label, p in zip(task.labels, probabilities, strict=True) if 1 - p <= task.conformal_quantile
+        ),
+        ood_score=float(ood[task.ood_index]),
+        ood_threshold=task.ood_threshold,
+    )
