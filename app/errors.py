@@ -18,6 +18,7 @@ HilumError
 │   └── UnstorableValue          database.unstorable-value
 ├── AuditError
 │   ├── AuditBroken              audit.broken
+│   ├── AuditUnbound             audit.unbound
 │   ├── AuditUnserialised        audit.unserialised
 │   └── CheckpointUnreadable     audit.checkpoint-unreadable
 ├── ReceiveError
@@ -172,6 +173,18 @@ class AuditBroken(AuditError):
     """Verification found a row that does not hold."""
 
     code = "audit.broken"
+
+
+class AuditUnbound(AuditError):
+    """A transaction would have committed rows that no audit event names; it was rolled back."""
+
+    code = "audit.unbound"
+
+    def __init__(self, tables: list[str]) -> None:
+        super().__init__(
+            f"new rows of {', '.join(tables)} have no audit event; call audit.append in the same transaction"
+        )
+        self.tables = tables
 
 
 class AuditUnserialised(AuditError):

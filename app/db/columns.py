@@ -20,6 +20,14 @@ def utc_text(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+def storable(text: str) -> str:
+    """The text with NUL and lone surrogates, which PostgreSQL cannot hold, as U+FFFD."""
+    if text.isascii() and "\x00" not in text:
+        return text
+    # UTF-16 joins surrogate pairs; what is left alone is no character.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\x00", "\ufffd")
+
+
 class UtcTime(TypeDecorator[datetime]):
     """An aware time, kept in UTC: timestamptz on PostgreSQL, text that sorts on SQLite. A naive time is refused."""
 
@@ -62,18 +70,14 @@ class Real(TypeDecorator[float]):
 
 
 class Words(TypeDecorator[str]):
-    """Text of any length; what PostgreSQL cannot hold (NUL, lone surrogates) becomes U+FFFD on both engines."""
+    """Text of any length; what PostgreSQL cannot hold becomes U+FFFD on both engines."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 (SQLAlchemy's signature)
         """Replace, so that a strange header is stored and not lost."""
-        if value is None:
-            return None
-        # UTF-16 joins surrogate pairs; what is left alone is no character.
-        joined = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return joined.replace("\x00", "\ufffd")
+        return None if value is None else storable(value)
 
 
 class CanonicalJson(TypeDecorator[Any]):
@@ -82,11 +86,9 @@ class CanonicalJson(TypeDecorator[Any]):
     impl = Text
     cache_ok = True
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002 (SQLAlchemy's signature)
         """To RFC 8785 text."""
-        if value is None:
-            return None
-        return Words().process_bind_param(canonical(value), dialect)
+        return None if value is None else storable(canonical(value))
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002 (SQLAlchemy's signature)
         """Back to Python."""

@@ -1,0 +1,147 @@
+"""Open the database, and give out sessions that read and sessions that write one after the other."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.orm import Session, sessionmaker
+
+from app import durable
+from app.db.checkpoint import Checkpoint, Head
+from app.db.tables import AUDITED
+from app.errors import AuditUnbound, ConfigInvalid, DatabaseUnavailable
+
+logger = logging.getLogger(__name__)
+
+WAIT_SECONDS = 30  # for another writer, on both engines
+WRITES = "hilum_writes"  # the execution option of connections whose transactions take the writers' lock
+WRITERS_LOCK = 0x48494C554D01  # PostgreSQL advisory lock; the number only has to be ours ("HILUM", 1)
+
+
+def engine(url: str) -> Engine:
+    """A connection pool for sqlite:///file or postgresql://user@host/database.
+
+    Parameters never show in error messages, since they hold patient data.
+    Raises ConfigInvalid for an unusable URL, DatabaseUnavailable where the driver is not installed.
+    """
+    parsed = _supported(url)
+    sqlite = parsed.get_backend_name() == "sqlite"
+    arguments: dict[str, Any] = {"timeout": WAIT_SECONDS}
+    if sqlite:
+        if parsed.database is None or parsed.database in {"", ":memory:"}:
+            raise ConfigInvalid("storage.database_url names no file; a database in memory would lose every prediction")
+        durable.make_folder(Path(parsed.database).parent.absolute())
+    else:
+        arguments = {"connect_timeout": 10, "application_name": "hilum"}
+    try:
+        made = create_engine(parsed, connect_args=arguments, hide_parameters=True, pool_pre_ping=not sqlite)
+    except ModuleNotFoundError as exc:
+        raise DatabaseUnavailable(f"{exc.name} is not installed; pip install 'hilum[postgresql]'") from exc
+    if sqlite:
+        event.listen(made, "connect", _prepare_sqlite)
+    event.listen(made, "begin", _begin)
+    return made
+
+
+def writing(made: Engine) -> Engine:
+    """The same pool, whose transactions begin by taking the writers' lock."""
+    return made.execution_options(**{WRITES: True})
+
+
+class Sessions(sessionmaker[Session]):
+    """`sessions()` reads; `with sessions.begin() as session` writes, and commits at the end of the block.
+
+    Writers follow each other on both engines: SQLite's one write lock, an advisory lock on PostgreSQL. So a row that
+    was looked for and not found can be inserted, and the audit trail cannot fork. Keep slow work out of the block.
+    """
+
+    def __init__(self, made: Engine, *, checkpoint: Checkpoint | None) -> None:
+        super().__init__(bind=made, info={"checkpoint": checkpoint}, expire_on_commit=False)
+        self._writing = writing(made)
+        event.listen(self, "after_flush", _remember_new_rows)
+        event.listen(self, "before_commit", _refuse_unbound_rows)
+        event.listen(self, "after_commit", _keep_head)
+        event.listen(self, "after_soft_rollback", _forget)
+
+    @contextmanager
+    def begin(self) -> Iterator[Session]:
+        """A session whose transaction holds the writers' lock from its first statement to its end.
+
+        Raises AuditUnbound at the end of the block when rows were added that no audit event names.
+        """
+        with self(bind=self._writing) as session, session.begin():
+            yield session
+
+
+def sessions(made: Engine, *, checkpoint: Path | None) -> Sessions:
+    """Sessions on an engine; `checkpoint` is the file that follows the head of the audit trail."""
+    return Sessions(made, checkpoint=Checkpoint(checkpoint) if checkpoint else None)
+
+
+def holds_writers_lock(session: Session) -> bool:
+    """Whether the session came from `Sessions.begin()`."""
+    return bool(session.connection().get_execution_options().get(WRITES))
+
+
+def _supported(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, NoSuchModuleError) as exc:
+        raise ConfigInvalid("storage.database_url is no database URL; write for example sqlite:///hilum.db") from exc
+    if backend not in {"sqlite", "postgresql"}:
+        raise ConfigInvalid(f"storage.database_url names {backend}; Hilum works with sqlite and postgresql")
+    return parsed.set(drivername="sqlite" if backend == "sqlite" else "postgresql+psycopg")
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    # The driver's own transaction control begins too late for a stable read and never begins IMMEDIATE.
+    connection.isolation_level = None
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",  # NORMAL may lose committed rows on power loss in WAL mode
+        "foreign_keys=ON",
+        "recursive_triggers=ON",  # so that INSERT OR REPLACE runs into the triggers that refuse DELETE
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(WRITES)
+    if connection.dialect.name == "sqlite":
+        # A deferred transaction that reads and then writes fails at once when another has written in between.
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    elif writes:
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{WAIT_SECONDS}s'")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
+
+
+def _remember_new_rows(session: Session, _context: object) -> None:
+    session.info.setdefault("unbound", []).extend(row for row in session.new if isinstance(row, AUDITED))
+
+
+def _refuse_unbound_rows(session: Session) -> None:
+    session.flush()  # this hook runs before the commit's own flush
+    if session.info.get("unbound"):
+        raise AuditUnbound(sorted({row.__tablename__ for row in session.info["unbound"]}))
+
+
+def _keep_head(session: Session) -> None:
+    head: Head | None = session.info.pop("head", None)
+    checkpoint: Checkpoint | None = session.info["checkpoint"]
+    if head is None or checkpoint is None:
+        return
+    try:
+        checkpoint.advance(head)
+    except OSError as error:
+        # The commit stands and must not look failed; the next event tries again.
+        logger.error("the audit checkpoint %s could not be written: %s", checkpoint.path, error.strerror)
+
+
+def _forget(session: Session, _previous: object) -> None:
+    session.info.pop("head", None)
+    session.info.pop("unbound", None)
