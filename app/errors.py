@@ -22,7 +22,9 @@ HilumError
 │   ├── AuditUnserialised        audit.unserialised
 │   └── CheckpointUnreadable     audit.checkpoint-unreadable
 ├── ReceiveError
-│   └── ConflictingInstance      receive.conflicting-instance
+│   ├── ConflictingInstance      receive.conflicting-instance
+│   ├── ConflictingSeries        receive.conflicting-series
+│   └── FileChanged              receive.file-changed
 └── RecordError
     └── NotFound                 record.not-found
 
@@ -227,6 +229,28 @@ class ConflictingInstance(ReceiveError):
             "quarantined; ask the sender which of the two is right"
         )
         self.sop_instance_uid = sop_instance_uid
+
+
+class ConflictingSeries(ReceiveError):
+    """The file's series is already stored as part of another study; nothing is moved."""
+
+    code = "receive.conflicting-series"
+
+    def __init__(self, series_instance_uid: str) -> None:
+        super().__init__(
+            f"Series Instance UID {series_instance_uid} is already stored under another Study Instance UID; this file "
+            "is quarantined; ask the sender which of the two is right"
+        )
+        self.series_instance_uid = series_instance_uid
+
+
+class FileChanged(ReceiveError):
+    """The file was written to while it was read."""
+
+    code = "receive.file-changed"
+
+    def __init__(self) -> None:
+        super().__init__("the file changed while it was being read; send it again when its writer has finished")
 
 
 class RecordError(HilumError):
