@@ -1,0 +1,202 @@
+"""What can go wrong with a file, an archive of files, or the process that decodes them.
+
+    DicomError                          dicom
+    ├── FileUnreadable                  dicom.file-unreadable
+    ├── NotDicom                        dicom.not-dicom
+    ├── TooLarge                        dicom.too-large
+    ├── Malformed                       dicom.malformed
+    │   ├── Truncated                   dicom.truncated
+    │   ├── NestingTooDeep              dicom.nesting-too-deep
+    │   ├── MissingUid                  dicom.missing-uid
+    │   ├── BadUid                      dicom.bad-uid
+    │   └── BadAttribute                dicom.bad-attribute
+    ├── NotRead                         dicom.not-read
+    │   ├── TransferSyntaxMissing       dicom.transfer-syntax-missing
+    │   ├── TransferSyntaxNotRead       dicom.transfer-syntax-not-read
+    │   ├── PixelsNotRead               dicom.pixels-not-read
+    │   ├── NoPixels                    dicom.no-pixels
+    │   ├── NoSuchFrame                 dicom.no-such-frame
+    │   └── IsDirectory                 dicom.is-directory
+    ├── CannotDecode                    dicom.cannot-decode
+    ├── ZipRefused                      dicom.zip-refused
+    │   └── ZipMemberRefused            dicom.zip-member-refused
+    ├── ReferenceRefused                dicom.reference-refused
+    └── SandboxError                    dicom.sandbox
+        ├── SandboxCrashed              dicom.sandbox-crashed
+        ├── SandboxTimedOut             dicom.sandbox-timed-out
+        ├── SandboxOutOfMemory          dicom.sandbox-out-of-memory
+        ├── SandboxAnswerRefused        dicom.sandbox-answer-refused
+        └── SandboxUnavailable          dicom.sandbox-unavailable
+
+Messages name tags, keywords and numbers. They never carry text from the patient's or the study's fields.
+"""
+
+
+class DicomError(Exception):
+    """Anything this package refuses; `code` is stable, the message says what is wrong."""
+
+    code = "dicom"
+
+
+class FileUnreadable(DicomError):
+    """The file is not there, may not be opened, or is a link, a pipe or a device."""
+
+    code = "dicom.file-unreadable"
+
+
+class NotDicom(DicomError):
+    """The bytes are neither a Part 10 file nor a bare DICOM data set."""
+
+    code = "dicom.not-dicom"
+
+
+class TooLarge(DicomError):
+    """The file, what it inflates to, or one of its frames is over the configured limit."""
+
+    code = "dicom.too-large"
+
+
+class Malformed(DicomError):
+    """It is DICOM, and it is broken."""
+
+    code = "dicom.malformed"
+
+
+class Truncated(Malformed):
+    """The file ends before an element, a fragment or a frame does."""
+
+    code = "dicom.truncated"
+
+
+class NestingTooDeep(Malformed):
+    """Sequences lie inside sequences deeper than any real object needs."""
+
+    code = "dicom.nesting-too-deep"
+
+
+class MissingUid(Malformed):
+    """A UID without which the instance cannot be told from others is absent or empty."""
+
+    code = "dicom.missing-uid"
+
+
+class BadUid(Malformed):
+    """A UID is longer than 64 characters or holds something other than digits and dots."""
+
+    code = "dicom.bad-uid"
+
+
+class BadAttribute(Malformed):
+    """An attribute that the pixels cannot be read without is absent or has a value that is not allowed."""
+
+    code = "dicom.bad-attribute"
+
+
+class NotRead(DicomError):
+    """Valid as far as it goes; there is nothing in it that this reader reads."""
+
+    code = "dicom.not-read"
+
+
+class TransferSyntaxMissing(NotRead):
+    """No transfer syntax is stated and the bytes do not settle it."""
+
+    code = "dicom.transfer-syntax-missing"
+
+
+class TransferSyntaxNotRead(NotRead):
+    """The transfer syntax is not one that this reader decodes; see `dicom_io.uids`."""
+
+    code = "dicom.transfer-syntax-not-read"
+
+
+class PixelsNotRead(NotRead):
+    """The photometric interpretation or the sample layout is not one that this reader decodes."""
+
+    code = "dicom.pixels-not-read"
+
+
+class NoPixels(NotRead):
+    """The object carries no pixel data: a report, a plan, a waveform, or a bare header."""
+
+    code = "dicom.no-pixels"
+
+
+class NoSuchFrame(NotRead):
+    """A frame number outside 1 to the number of frames was asked for."""
+
+    code = "dicom.no-such-frame"
+
+
+class IsDirectory(NotRead):
+    """A DICOMDIR lists images and holds none; expand it to read the files that it names."""
+
+    code = "dicom.is-directory"
+
+
+class CannotDecode(DicomError):
+    """The decoder refused the compressed frame, or what it gave does not fit the header."""
+
+    code = "dicom.cannot-decode"
+
+
+class ZipRefused(DicomError):
+    """The zip archive as a whole is refused; nothing of it was unpacked."""
+
+    code = "dicom.zip-refused"
+
+
+class ZipMemberRefused(ZipRefused):
+    """One member of a zip archive is refused; the others are read."""
+
+    code = "dicom.zip-member-refused"
+
+
+class ReferenceRefused(DicomError):
+    """A DICOMDIR names a file outside its own folder, or one that is not there."""
+
+    code = "dicom.reference-refused"
+
+
+class SandboxError(DicomError):
+    """The decoding process did not give a usable answer. The file is to be treated as hostile."""
+
+    code = "dicom.sandbox"
+
+
+class SandboxCrashed(SandboxError):
+    """The decoding process died on this file; another has taken its place."""
+
+    code = "dicom.sandbox-crashed"
+
+
+class SandboxTimedOut(SandboxError):
+    """The file took more time than allowed, and the decoding process was ended."""
+
+    code = "dicom.sandbox-timed-out"
+
+
+class SandboxOutOfMemory(SandboxError):
+    """The file asked for more memory than the decoding process may have."""
+
+    code = "dicom.sandbox-out-of-memory"
+
+
+class SandboxAnswerRefused(SandboxError):
+    """The decoding process answered outside the protocol, so it was ended."""
+
+    code = "dicom.sandbox-answer-refused"
+
+
+class SandboxUnavailable(SandboxError):
+    """The decoding process cannot be started, or the pool is closed."""
+
+    code = "dicom.sandbox-unavailable"
+
+
+def tree(root: type[DicomError] = DicomError) -> dict[str, type[DicomError]]:
+    """Every error of the tree by its code; the edges hold their tables against this."""
+    found = {root.code: root}
+    for leaf in root.__subclasses__():
+        found.update(tree(leaf))
+    return found
