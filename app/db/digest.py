@@ -53,12 +53,13 @@ def _read(
     statement = select(*(type_coerce(column, NULLTYPE) for column in columns)).where(table.c[key].in_(keys))
     if order is not None:
         statement = statement.order_by(table.c[key], table.c[order])
-    place = columns.index(table.c[key])
     for values in session.execute(statement):
         row = {column.name: _plain(column, value) for column, value in zip(columns, values, strict=True)}
         present = {name: value for name, value in row.items() if value is not None}
         canonical(present)  # a value that has no canonical form counts as unreadable
-        found.setdefault(int(values[place]), []).append(present)
+        value = row[key]
+        assert isinstance(value, int)  # it was asked for by number
+        found.setdefault(value, []).append(present)
     return found
 
 

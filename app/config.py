@@ -1,0 +1,238 @@
+"""Read the settings: built-in defaults, then one TOML file, then HILUM__SECTION__KEY in the environment."""
+
+import dataclasses
+import difflib
+import ipaddress
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from app.errors import ConfigFileMissing, ConfigInvalid, ConfigUnknownKey, UnauthenticatedBind
+from app.passwords import well_formed
+from dicom_io.limits import Limits
+
+PREFIX = "HILUM__"
+GIB = 1 << 30
+
+
+class Section(BaseModel):
+    """One table of the settings file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Storage(Section):
+    """Where studies and predictions are kept. Relative paths start at the current folder."""
+
+    database_url: str = Field(
+        default="sqlite:///var/hilum.db", description="sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+    )
+    spool: Path = Field(default=Path("var/spool"), description="folder of the received files")
+    checkpoint: Path = Field(
+        default=Path("var/audit-checkpoint.json"),
+        description="outside head of the audit trail; copy it to another machine",
+    )
+    keep_free_bytes: int = Field(
+        default=GIB, ge=0, description="refuse files that would leave less on the spool's disk"
+    )
+
+
+def _well_formed(password_hash: str) -> str:
+    if not well_formed(password_hash):
+        raise ValueError("is no scrypt hash; `hilum config hash-password` makes one")
+    return password_hash
+
+
+class Web(Section):
+    """The page and its API."""
+
+    host: str = Field(
+        default="127.0.0.1", description="address to listen on; any but loopback needs a username and password"
+    )
+    port: int = Field(default=7860, ge=0, le=65535, description="0 takes a free one")
+    root_path: str = Field(
+        default="", pattern=r"^(/[\w.~-]+)*$", description="prefix under which a reverse proxy shows the page"
+    )
+    max_upload_bytes: int = Field(default=4 * GIB, gt=0, description="largest single upload")
+    username: str | None = Field(
+        default=None, min_length=1, description="who may log in; none: the local user, without login"
+    )
+    password_hash: Annotated[str, AfterValidator(_well_formed)] | None = Field(
+        default=None, description="scrypt hash, from `hilum config hash-password`"
+    )
+
+    @property
+    def authenticated(self) -> bool:
+        """Whether visitors have to log in."""
+        return self.username is not None and self.password_hash is not None
+
+    @model_validator(mode="after")
+    def _nobody_unknown_from_outside(self) -> "Web":
+        if (self.username is None) != (self.password_hash is None):
+            raise ValueError("username and password_hash are set both or neither")
+        if not self.authenticated and not _is_loopback(self.host):
+            raise UnauthenticatedBind(self.host)
+        return self
+
+
+class Model(Section):
+    """Which model answers, and on what."""
+
+    path: Path | None = Field(default=None, description="folder of a model; none: the one that ships")
+    provider: Literal["cpu", "cuda", "tensorrt"] = Field(default="cpu", description="never replaced by another quietly")
+
+
+def _positive(limits: Limits) -> Limits:
+    for field in dataclasses.fields(limits):
+        if getattr(limits, field.name) <= 0:
+            raise ValueError(f"{field.name} must be greater than 0")
+    return limits
+
+
+class Reading(Section):
+    """How received files are read, in processes of their own."""
+
+    workers: int = Field(default=2, ge=1, le=64, description="decoding processes")
+    limits: Annotated[Limits, AfterValidator(_positive)] = Field(
+        default_factory=Limits, description="caps that hold before anything is parsed, inflated or allocated"
+    )
+
+
+class Diagnose(Section):
+    """How much is predicted at a time."""
+
+    batch_size: int = Field(default=8, ge=1, le=256, description="images in one run of the model")
+    frames_per_series: int = Field(default=64, ge=1, description="more are sampled evenly over the series")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Frozen: a change is a restart.
+
+    Called by itself it knows the defaults only; `load` reads the file and the environment.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__", env_ignore_empty=True
+    )
+
+    storage: Storage = Storage()
+    web: Web = Web()
+    model: Model = Model()
+    reading: Reading = Reading()
+    diagnose: Diagnose = Diagnose()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 (pydantic-settings' signature)
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is passed in: `load` decides what goes over what."""
+        return (init_settings,)
+
+
+def load(path: Path | None = None, *, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Settings:
+    """The settings of a TOML file and the environment; `overrides` (section -> key -> value) go over both.
+
+    Raises ConfigFileMissing, ConfigUnknownKey, ConfigInvalid and UnauthenticatedBind, each naming the key.
+    """
+    written = _toml(path) if path else {}
+    _refuse_unknown(written, source=str(path))
+    for name in sorted(os.environ):
+        if name.upper().startswith(PREFIX):
+            keys = name[len(PREFIX) :].lower().split("__")
+            _refuse_unknown(_nested(keys), source="the environment")
+    try:
+        environment = EnvSettingsSource(Settings)()
+        return Settings(**_merged(_merged(written, environment), overrides or {}))
+    except ValidationError as exc:
+        raise _as_config_error(exc) from exc
+    except SettingsError as exc:
+        raise ConfigInvalid(f"{exc}; give each key its own variable, {PREFIX}WEB__PORT for example") from exc
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise ConfigFileMissing(path) from exc
+    except OSError as exc:
+        raise ConfigInvalid(f"{path} cannot be read: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise ConfigInvalid(f"{path} is no TOML: {exc}") from exc
+
+
+def _nested(keys: list[str]) -> dict[str, Any]:
+    head, *rest = keys
+    return {head: _nested(rest) if rest else None}
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(under)
+    for key, value in over.items():
+        beneath = both.get(key)
+        both[key] = _merged(beneath, value) if isinstance(beneath, Mapping) and isinstance(value, Mapping) else value
+    return both
+
+
+def _refuse_unknown(given: Mapping[str, Any], *, source: str) -> None:
+    known = {key for key, _, _ in settings_keys()}
+    for key in _leaves(given):
+        if key in known or any(one.startswith(f"{key}.") for one in known):
+            continue
+        nearest = difflib.get_close_matches(key, sorted(known), n=1)
+        raise ConfigUnknownKey(key, source=source, nearest=nearest[0] if nearest else None)
+
+
+def _leaves(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in given.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def settings_keys(settings: Settings | None = None) -> Iterator[tuple[str, Any, str | None]]:
+    """Every key with its value and what it means: ("web.port", 7860, "0 takes a free one")."""
+    chosen = settings or Settings()
+    for section_name in Settings.model_fields:
+        section = getattr(chosen, section_name)
+        for name, field in type(section).model_fields.items():
+            value = getattr(section, name)
+            if isinstance(value, Limits):
+                for limit in dataclasses.fields(value):
+                    yield f"{section_name}.{name}.{limit.name}", getattr(value, limit.name), None
+            else:
+                yield f"{section_name}.{name}", value, field.description
+
+
+def _as_config_error(error: ValidationError) -> ConfigInvalid | ConfigUnknownKey:
+    """Name the keys and what is wrong with them, never their values: a password may be among them."""
+    sentences = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        key = ".".join(map(str, problem["loc"]))
+        if problem["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+            return ConfigUnknownKey(key, source="a setting", nearest=None)
+        sentences.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}")
+    return ConfigInvalid("; ".join(sentences))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
