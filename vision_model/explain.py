@@ -24,7 +24,7 @@ def relevance_map(prediction: Prediction, *, manifest: Manifest, task: str, labe
         raise UnknownLabel(f"task {task!r} has no label {label!r}; its labels are {', '.join(names)}")
     column = prediction.token_logits[:, definition.first_logit + names.index(label)]
     grid = manifest.input.grid
-    return (column / len(column)).reshape(grid, grid)
+    return (column / np.float32(len(column))).reshape(grid, grid)
 
 
 def contrast_map(prediction: Prediction, *, manifest: Manifest, task: str, label: str) -> NDArray[np.float32]:

@@ -55,7 +55,7 @@ class HilumNet(nn.Module):
             else:
                 depth = 0  # patch embedding, position and class token go with the first block
             if depth < frozen_blocks:
-                parameter.requires_grad_(requires_grad=False)
+                parameter.requires_grad = False
                 continue
             groups.append(
                 {

@@ -62,7 +62,7 @@ def square(unit: NDArray[np.float32], *, size: int) -> NDArray[np.float32]:
 
 def normalise(unit_square: NDArray[np.float32], *, spec: InputSpec) -> NDArray[np.float32]:
     """(S, S, 3) in 0..1 -> (3, S, S) with the mean and deviation that the weights were made with."""
-    mean, std = np.float32(spec.mean), np.float32(spec.std)
+    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
     return np.ascontiguousarray(((unit_square - mean) / std).transpose(2, 0, 1))
 
 

@@ -20,7 +20,7 @@ SPEC = InputSpec(
 
 
 def test_mean_grey_becomes_zero() -> None:
-    unit = np.broadcast_to(np.float32(SPEC.mean), (28, 28, 3))
+    unit = np.broadcast_to(np.array(SPEC.mean, np.float32), (28, 28, 3))
     np.testing.assert_allclose(normalise(unit, spec=SPEC), 0, atol=1e-6)
 
 

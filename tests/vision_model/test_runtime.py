@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import vision_model
 from tests.vision_model.tiny import tiny_model
@@ -28,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture
-def images() -> list[np.ndarray]:  # type: ignore[type-arg]
+def images() -> list[NDArray[np.generic]]:
     rng = np.random.default_rng(3)
     return [
         rng.integers(0, 256, (40, 60), dtype=np.uint8),
@@ -53,21 +54,21 @@ def test_manifest_with_a_wrong_key_is_refused_by_name(model: Model, tmp_path: Pa
         read_manifest(tmp_path)
 
 
-def test_probabilities_of_a_task_sum_to_one(model: Model, images: list[np.ndarray]) -> None:  # type: ignore[type-arg]
+def test_probabilities_of_a_task_sum_to_one(model: Model, images: list[NDArray[np.generic]]) -> None:
     for prediction in model.predict(images):
         assert len(prediction.results) == len(model.manifest.tasks)
         for result in prediction.results:
             assert sum(f.probability for f in result.findings) == pytest.approx(1)
 
 
-def test_a_normal_label_is_never_a_positive_finding(model: Model, images: list[np.ndarray]) -> None:  # type: ignore[type-arg]
+def test_a_normal_label_is_never_a_positive_finding(model: Model, images: list[NDArray[np.generic]]) -> None:
     findings = [f for p in model.predict(images) for r in p.results for f in r.findings]
     assert any(f.positive for f in findings)
     assert not any(f.positive for f in findings if f.normal)
     assert all(f.positive == (f.probability >= f.threshold) for f in findings if not f.normal)
 
 
-def test_batch_and_single_predictions_agree(model: Model, images: list[np.ndarray]) -> None:  # type: ignore[type-arg]
+def test_batch_and_single_predictions_agree(model: Model, images: list[NDArray[np.generic]]) -> None:
     together = model.predict(images, batch=3)
     alone = model.predict(images, batch=1)
     for a, b in zip(together, alone, strict=True):
@@ -75,7 +76,7 @@ def test_batch_and_single_predictions_agree(model: Model, images: list[np.ndarra
         assert a.input_sha256 == b.input_sha256
 
 
-def test_task_can_be_named_by_its_beginning(model: Model, images: list[np.ndarray]) -> None:  # type: ignore[type-arg]
+def test_task_can_be_named_by_its_beginning(model: Model, images: list[NDArray[np.generic]]) -> None:
     (prediction, *_) = model.predict(images, task="cxr-pneumonia")
     assert [r.task for r in prediction.results] == ["cxr-pneumonia-child", "cxr-pneumonia-adult"]
     (prediction, *_) = model.predict(images, task="ct-covid")
@@ -84,7 +85,7 @@ def test_task_can_be_named_by_its_beginning(model: Model, images: list[np.ndarra
         model.predict(images, task="ct-flu")
 
 
-def test_relevance_sums_to_the_logit(model: Model, images: list[np.ndarray]) -> None:  # type: ignore[type-arg]
+def test_relevance_sums_to_the_logit(model: Model, images: list[NDArray[np.generic]]) -> None:
     for prediction in model.predict(images):
         for result in prediction.results:
             for finding in result.findings:
@@ -92,7 +93,7 @@ def test_relevance_sums_to_the_logit(model: Model, images: list[np.ndarray]) -> 
                 assert relevance.sum() == pytest.approx(finding.logit, abs=1e-4)
 
 
-def test_contrast_of_two_labels_is_opposite(model: Model, images: list[np.ndarray]) -> None:  # type: ignore[type-arg]
+def test_contrast_of_two_labels_is_opposite(model: Model, images: list[NDArray[np.generic]]) -> None:
     (prediction, *_) = model.predict(images)
     yes, no = (
         contrast_map(prediction, manifest=model.manifest, task="ct-covid", label=label)

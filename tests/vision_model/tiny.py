@@ -39,7 +39,7 @@ def tiny_model(
     return folder
 
 
-def _graph(weight: np.ndarray, bias: np.ndarray, *, groups: int) -> onnx.ModelProto:  # type: ignore[type-arg]
+def _graph(weight: np.ndarray, bias: np.ndarray, *, groups: int) -> onnx.ModelProto:
     def tensor(name: str, value: object) -> onnx.TensorProto:
         return numpy_helper.from_array(np.asarray(value), name)
 

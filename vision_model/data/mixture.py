@@ -35,7 +35,8 @@ def image_weights(examples: Sequence[Example], *, modality_cap: float) -> NDArra
         mass = weight[of_modality].sum()
         if modality_cap < mass < 1:  # shrink it so that it has its cap once the whole is normalised again
             weight[of_modality] *= modality_cap * (1 - mass) / (mass * (1 - modality_cap))
-    return weight / weight.sum()
+    weight /= weight.sum()
+    return weight
 
 
 def targets(examples: Sequence[Example], curriculum: Curriculum) -> NDArray[np.int64]:

@@ -89,6 +89,7 @@ def load_squares(examples: Sequence[Example], *, spec: InputSpec) -> NDArray[np.
 
 
 def _split(value: str, path: Path) -> Split:
-    if value == "train" or value == "val" or value == "test":
-        return value
+    for split in PRECEDENCE:
+        if value == split:
+            return split
     raise SourceInvalid(f"{path}: split is {value!r}; it is train, val or test")

@@ -50,7 +50,7 @@ def at_size(state: dict[str, Tensor], *, grid: int) -> dict[str, Tensor]:
     return {**state, "pos_embed": resample_abs_pos_embed(state["pos_embed"], new_size=[grid, grid])}
 
 
-def _timm_names(graph: onnx.GraphProto) -> dict[str, np.ndarray]:  # type: ignore[type-arg]  # mixed shapes
+def _timm_names(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     tensor = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     # The exporter stored the weights of MatMul nodes transposed and without a name: find them by their node.
     matmul = {n.name: tensor[x].T for n in graph.node for x in n.input if x.startswith("onnx::MatMul")}

@@ -3,9 +3,10 @@
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vision_model.errors import RecipeInvalid
-from vision_model.manifest import InputSpec
+from vision_model.manifest import InputSpec, WindowRule
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -45,7 +46,7 @@ class Recipe:
     ood_components: int
     ood_quantile: float  # of val, kept as in-distribution
 
-    def input_spec(self, *, size: int, windows: tuple) -> InputSpec:  # type: ignore[type-arg]  # WindowRule
+    def input_spec(self, *, size: int, windows: tuple[WindowRule, ...]) -> InputSpec:
         """How images of one stage are prepared."""
         return InputSpec(
             size=size, patch=14, mean=self.mean, std=self.std, windows=windows, percentiles=self.percentiles
@@ -66,7 +67,7 @@ def read_recipe(name_or_path: str) -> Recipe:
     raw = tomllib.loads(path.read_text(encoding="utf-8"))
     try:
         stages = tuple(Stage(**stage) for stage in raw.pop("stages"))
-        numbers = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+        numbers: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
         recipe = Recipe(name=path.stem, stages=stages, **numbers)
     except (KeyError, TypeError) as exc:
         raise RecipeInvalid(f"{path}: {exc}") from exc
