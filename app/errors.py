@@ -26,7 +26,8 @@ HilumError
 │   ├── ConflictingSeries        receive.conflicting-series
 │   └── FileChanged              receive.file-changed
 └── RecordError
-    └── NotFound                 record.not-found
+    ├── NotFound                 record.not-found
+    └── NotReproduced            record.not-reproduced
 
 A message says what to do next and never holds patient data.
 """
@@ -266,3 +267,9 @@ class NotFound(RecordError):
 
     def __init__(self, kind: str, name: str) -> None:
         super().__init__(f"there is no {kind} {name} here, or you may not see it")
+
+
+class NotReproduced(RecordError):
+    """The model or its input is no longer what a prediction was made with, so nothing can be added to it."""
+
+    code = "record.not-reproduced"
