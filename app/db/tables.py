@@ -9,7 +9,7 @@ import uuid
 from datetime import date, datetime
 from typing import Any, ClassVar, Literal
 
-from sqlalchemy import ForeignKey, Index, MetaData
+from sqlalchemy import ForeignKey, Index, MetaData, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from app.db.columns import CanonicalJson, Real, UtcTime, Whole, Words
@@ -186,9 +186,10 @@ class FindingRow(Base):
     """One label's calibrated probability in a prediction that was let through the gate."""
 
     __tablename__ = "finding"
+    __table_args__ = (UniqueConstraint("prediction_id", "task", "label"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    prediction_id: Mapped[int] = mapped_column(ForeignKey("prediction.id"), index=True)
+    prediction_id: Mapped[int] = mapped_column(ForeignKey("prediction.id"))
     task: Mapped[str]
     label: Mapped[str]
     display: Mapped[str]
