@@ -29,7 +29,7 @@ def raw(dataset: Dataset, keyword: str) -> Any:
             value = dataset.get(keyword)
     except (DicomError, MemoryError, RecursionError):
         raise
-    except Exception as exc:  # noqa: BLE001 - pydicom's converters raise many kinds; all mean that the value is bad
+    except Exception as exc:
         raise BadAttribute(f"{named(keyword)} has a value that is not allowed ({type(exc).__name__})") from exc
     if value is None or (isinstance(value, (str, bytes, MultiValue)) and len(value) == 0):
         return None

@@ -19,6 +19,8 @@ class JpegHeader:
     rows: int
     columns: int
     component_ids: bytes
+    sequential_dct: bool  # SOF0 or SOF1
+    scan_at: int  # where what follows the frame header begins
     jfif: bool
     adobe_transform: int | None  # 0: none, 1: YCbCr
 
@@ -65,7 +67,16 @@ def jpeg_header(source: bytes) -> JpegHeader:
             if marker in _SOF:
                 precision, rows, columns, components = struct.unpack_from(">BHHB", segment)
                 ids = bytes(segment[6 + 3 * n] for n in range(components))
-                return JpegHeader(precision, rows, columns, ids, jfif, adobe_transform)
+                return JpegHeader(
+                    precision=precision,
+                    rows=rows,
+                    columns=columns,
+                    component_ids=ids,
+                    sequential_dct=marker in (0xC0, 0xC1),
+                    scan_at=position + 2 + length,
+                    jfif=jfif,
+                    adobe_transform=adobe_transform,
+                )
             if marker == 0xE0:
                 jfif = jfif or segment.startswith(b"JFIF")
             elif marker == 0xEE and segment.startswith(b"Adobe") and len(segment) >= 12:
@@ -73,6 +84,23 @@ def jpeg_header(source: bytes) -> JpegHeader:
             position += 2 + max(length, 2)
     except (IndexError, struct.error) as exc:
         raise CannotDecode("the JPEG codestream ends before its frame header") from exc
+
+
+def with_sequential_scan(source: bytes, header: JpegHeader) -> bytes:
+    """The codestream with the spectral selection that sequential DCT must have, 0 to 63 (ISO/IEC 10918-1 B.2.3).
+
+    Some encoders of 12-bit frames write 0 to 0; the mode leaves no other meaning, and the decoder refuses it.
+    """
+    position = header.scan_at
+    while header.sequential_dct and source[position : position + 1] == b"\xff" and position + 5 < len(source):
+        length = struct.unpack_from(">H", source, position + 2)[0]
+        if source[position + 1] == 0xDA:
+            at = position + 5 + 2 * source[position + 4]
+            if source[at : at + 3] != b"\x00\x3f\x00" and at + 3 <= len(source):
+                return source[:at] + b"\x00\x3f\x00" + source[at + 3 :]
+            break
+        position += 2 + max(length, 2)
+    return source
 
 
 def jpeg2000_header(source: bytes) -> Jpeg2000Header:

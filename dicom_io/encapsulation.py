@@ -1,6 +1,7 @@
 """Find the fragments of each frame of encapsulated Pixel Data (PS3.5 A.4). Runs in the decoding process only."""
 
 import struct
+from itertools import pairwise
 
 from pydicom.dataset import Dataset
 
@@ -101,7 +102,7 @@ def _by_offsets(fragments: list[Fragment], offsets: list[int]) -> list[list[Frag
     """Group by the item offsets of each frame's first fragment; None when the table does not fit the fragments."""
     numbers = {offset - 8: number for number, (offset, _) in enumerate(fragments)}
     starts = [numbers.get(offset, -1) for offset in offsets]
-    if starts[0] != 0 or any(later <= earlier for earlier, later in zip(starts, starts[1:], strict=False)):
+    if starts[0] != 0 or any(later <= earlier for earlier, later in pairwise(starts)):
         return None
     ends = [*starts[1:], len(fragments)]
     return [fragments[start:end] for start, end in zip(starts, ends, strict=True)]

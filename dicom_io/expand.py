@@ -64,10 +64,12 @@ def expand(path: Path, *, limits: Limits, scratch: Path) -> Iterator[Source | Re
     elif not stat.S_ISREG(status.st_mode):
         yield Refused(path.name, FileUnreadable("not a regular file"))
     else:
-        yield from _file(path, path.name, limits=limits, scratch=scratch)
+        yield from _file(path, path.name, limits=limits, scratch=scratch, follow_dicomdir=True)
 
 
-def _file(path: Path, name: str, *, limits: Limits, scratch: Path) -> Iterator[Source | Refused]:
+def _file(
+    path: Path, name: str, *, limits: Limits, scratch: Path, follow_dicomdir: bool = False
+) -> Iterator[Source | Refused]:
     try:
         with path.open("rb") as stream:
             head = stream.read(1024)
@@ -79,7 +81,7 @@ def _file(path: Path, name: str, *, limits: Limits, scratch: Path) -> Iterator[S
             yield from _zip(path, name, limits=limits, scratch=scratch)
         except DicomError as exc:
             yield Refused(name, exc)
-    elif path.name.upper() == DIRECTORY_NAME or MEDIA_STORAGE_DIRECTORY.encode() + b"\0" in head:
+    elif follow_dicomdir and (path.name.upper() == DIRECTORY_NAME or MEDIA_STORAGE_DIRECTORY.encode() in head):
         yield from _dicomdir(path, name, limits=limits)
     else:
         yield Source(name, path)
@@ -125,6 +127,9 @@ def _dicomdir(path: Path, name: str, *, limits: Limits) -> Iterator[Source | Ref
             yield Refused(reference, ReferenceRefused("the DICOMDIR names a file outside its own folder"))
             continue
         target = folder.joinpath(*parts)
+        if not target.exists():
+            # Some systems show the upper-case names of a CD in lower case.
+            target = folder.joinpath(*(part.lower() for part in parts))
         if not target.resolve().is_relative_to(folder):
             yield Refused(reference, ReferenceRefused("the DICOMDIR names a link that leads outside its own folder"))
         elif not target.is_file():
@@ -217,10 +222,8 @@ def _check_members(members: list[zipfile.ZipInfo], *, archive_bytes: int, limits
     total = sum(member.file_size for member in members)
     if total > limits.archive_bytes:
         raise ZipRefused(f"the zip archive unpacks to {total} bytes; at most {limits.archive_bytes} are unpacked")
-    if total > limits.inflated_bytes and total > limits.archive_ratio * archive_bytes:
-        raise ZipRefused(
-            f"the zip archive unpacks to {total} bytes, more than {limits.archive_ratio} times its own size"
-        )
+    if total > limits.inflate_free_bytes and total > limits.inflate_ratio * archive_bytes:
+        raise ZipRefused(f"the zip archive unpacks to {total} bytes, over {limits.inflate_ratio} times its own size")
 
 
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, *, limits: Limits) -> None:

@@ -8,7 +8,7 @@ from pydicom.dataset import Dataset
 
 from dicom_io.attributes import integer, items, named, raw, text
 from dicom_io.errors import BadAttribute
-from dicom_io.samples import Layout
+from dicom_io.layout import Layout
 from dicom_io.types import VoiLut
 
 
@@ -24,6 +24,12 @@ class Table:
     def top(self) -> int:
         """The largest value that an entry can take."""
         return (1 << self.bits) - 1
+
+    def reach(self, low: int, high: int) -> tuple[int, int]:
+        """The smallest and the largest entry that values from `low` to `high` can meet."""
+        ends = np.clip(np.array((low, high)) - self.first, 0, len(self.entries) - 1)
+        met = self.entries[ends[0] : ends[1] + 1]
+        return int(met.min()), int(met.max())
 
     def __call__(self, values: NDArray[Any]) -> NDArray[np.int64]:
         """Look values up."""
@@ -70,15 +76,20 @@ def _descriptor(dataset: Dataset, keyword: str, *, signed: bool) -> tuple[int, i
 
 def modality_table(place: Dataset, *, form: Layout, little_endian: bool) -> Table | None:
     """The Modality LUT (PS3.3 C.11.1), None when there is none."""
-    for item in items(place, "ModalityLUTSequence")[:1]:
+    for item in _filled(place, "ModalityLUTSequence")[:1]:
         return table(item, "LUTDescriptor", "LUTData", signed=form.signed, little_endian=little_endian)
     return None
+
+
+def _filled(place: Dataset, sequence: str) -> list[Dataset]:
+    """The items that hold a table; some writers leave an item with nothing in it."""
+    return [item for item in items(place, sequence) if raw(item, "LUTDescriptor") is not None]
 
 
 def voi_luts(place: Dataset, *, signed: bool, little_endian: bool) -> tuple[VoiLut, ...]:
     """All items of the VOI LUT Sequence (PS3.3 C.11.2), entries scaled to 0..1."""
     found = []
-    for item in items(place, "VOILUTSequence"):
+    for item in _filled(place, "VOILUTSequence"):
         one = table(item, "LUTDescriptor", "LUTData", signed=signed, little_endian=little_endian)
         found.append(
             VoiLut(
@@ -127,7 +138,7 @@ def _segmented_table(dataset: Dataset, descriptor: str, content: str, *, signed:
     return Table(first, bits, entries)
 
 
-def _expand(  # noqa: PLR0913
+def _expand(
     words: NDArray[np.int64],
     entries: NDArray[np.int64],
     *,

@@ -28,7 +28,7 @@ from dicom_io.errors import (
     Truncated,
 )
 from dicom_io.limits import Limits
-from dicom_io.nesting import Encoding, scan
+from dicom_io.nesting import LONG_VRS, UNDEFINED_LENGTH, Encoding, scan
 from dicom_io.uids import (
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
@@ -42,8 +42,6 @@ pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
 logging.getLogger("pydicom").disabled = True
 
 _PIXEL_KEYWORDS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
-_LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
-_UNDEFINED = 0xFFFFFFFF
 # Values over this are left in the file until asked for: none that this reader uses is as large.
 _DEFER_BYTES = 16 << 20
 
@@ -92,7 +90,7 @@ def open_part10(path: Path, *, limits: Limits) -> Part10:
     except RecursionError as exc:
         stream.close()
         raise NestingTooDeep(f"sequences are nested more than {limits.sequence_depth} deep") from exc
-    except Exception as exc:  # noqa: BLE001 - pydicom raises many kinds on broken bytes; all mean the same here
+    except Exception as exc:
         stream.close()
         raise Malformed(f"the data set cannot be parsed ({type(exc).__name__})") from exc
 
@@ -144,7 +142,7 @@ def _parse(path: Path, stream: BinaryIO, *, limits: Limits) -> Part10:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = read_dataset(stream, implicit, syntax.little_endian, stop_when=_at_pixels, defer_size=_DEFER_BYTES)
-    pixels = _pixel_element(stream, encoding, size)
+    pixels = _pixel_element(stream, encoding)
     if not dataset and pixels is None:
         raise NotDicom("no data element could be read")
     return Part10(
@@ -205,13 +203,17 @@ def _syntax_from_bytes(stream: BinaryIO) -> TransferSyntax:
 def _inflate(stream: BinaryIO, *, limits: Limits) -> tuple[BinaryIO, int]:
     """Inflate a deflated data set (PS3.5 A.5) under the cap; the result never holds more than the cap allows."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    start = stream.tell()
     whole = io.BytesIO()
+    packed_bytes = stream.seek(0, os.SEEK_END)
+    stream.seek(start)
+    allowed = min(limits.inflated_bytes, max(limits.inflate_free_bytes, limits.inflate_ratio * packed_bytes))
     try:
         while not inflater.eof and (packed := stream.read(1 << 16)):
             while packed:
                 whole.write(inflater.decompress(packed, 1 << 20))
-                if whole.tell() > limits.inflated_bytes:
-                    raise TooLarge(f"the deflated data set inflates to more than {limits.inflated_bytes} bytes")
+                if whole.tell() > allowed:
+                    raise TooLarge(f"the deflated data set inflates from {packed_bytes} to more than {allowed} bytes")
                 packed = inflater.unconsumed_tail
     except zlib.error as exc:
         raise Malformed("the deflated data set cannot be inflated") from exc
@@ -237,9 +239,9 @@ def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
     return int(tag) in _PIXEL_KEYWORDS
 
 
-def _pixel_element(stream: BinaryIO, encoding: Encoding, size: int) -> PixelElement | None:
+def _pixel_element(stream: BinaryIO, encoding: Encoding) -> PixelElement | None:
     """Read the header of the pixel element at which parsing stopped; None at the end of the data set."""
-    order = "<" if encoding.little_endian else ">"
+    order = encoding.order
     head = stream.read(12)
     if len(head) < 8:
         return None
@@ -251,7 +253,7 @@ def _pixel_element(stream: BinaryIO, encoding: Encoding, size: int) -> PixelElem
     vr: str | None = None
     if encoding.implicit_vr:
         length, offset = struct.unpack(f"{order}I", head[4:8])[0], start + 8
-    elif head[4:6] in _LONG_VRS:
+    elif head[4:6] in LONG_VRS:
         vr, offset = head[4:6].decode(), start + 12
         if len(head) < 12:
             raise Truncated(f"the file ends inside the header of {keyword}")
@@ -259,6 +261,6 @@ def _pixel_element(stream: BinaryIO, encoding: Encoding, size: int) -> PixelElem
     else:
         vr, offset = head[4:6].decode("ascii", "replace"), start + 8
         length = struct.unpack(f"{order}H", head[6:8])[0]
-    if length == _UNDEFINED:
+    if length == UNDEFINED_LENGTH:
         return PixelElement(keyword=keyword, vr=vr, offset=offset, length=None)
     return PixelElement(keyword=keyword, vr=vr, offset=offset, length=length)

@@ -7,15 +7,18 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_io.attributes import holder, integer, items, named, numbers, raw, text
+from dicom_io.codecs import Decoded
 from dicom_io.errors import BadAttribute, NoPixels, NoSuchFrame, PixelsNotRead
 from dicom_io.header import number_of_frames
+from dicom_io.layout import Layout, layout
 from dicom_io.limits import Limits
 from dicom_io.luts import modality_table, padding_range, palette_to_rgb, voi_luts
 from dicom_io.part10 import Part10
-from dicom_io.samples import Decoded, Layout, decode, layout
+from dicom_io.samples import decode
 from dicom_io.types import Frame, InstanceRef, VoiFunction, VoiLut, Window
 
 _NO_REF = InstanceRef("", "", "", "")  # the parent knows the true one and puts it in
+_FUNCTIONS: dict[str, VoiFunction] = {function: function for function in get_args(VoiFunction)}
 _CENTIMETRE = 3  # Physical Units X and Y Direction (PS3.3 C.8.5.5.1.15)
 
 
@@ -59,7 +62,7 @@ def _colour(part10: Part10, form: Layout, decoded: Decoded) -> NDArray[np.float3
     scale = np.float32(255.0 / form.stored_range[1]) if form.bits_stored != 8 else np.float32(1.0)
     values = decoded.samples.astype(np.float32) * scale
     if decoded.photometric == "RGB":
-        return values
+        return np.asarray(values)
     if decoded.photometric != "YBR_FULL" and decoded.photometric != "YBR_FULL_422":
         raise PixelsNotRead(f"{decoded.photometric} samples in {part10.syntax.name} are not read")
     # PS3.3 C.7.6.3.1.2, inverted; rounded because the colours were whole numbers before they were transformed.
@@ -76,7 +79,8 @@ def _grey(
     stored = decoded.samples
     modality, low, high = _modality(part10, form, stored, number=number)
     place = holder(dataset, number, "FrameVOILUTSequence", "WindowCenter", "VOILUTSequence")
-    windows, luts = (), ()
+    windows: tuple[Window, ...] = ()
+    luts: tuple[VoiLut, ...] = ()
     if place is not None:
         windows = _windows(place, notes)
         # PS3.3 C.11.2.1.1: first values are signed when the modality's output can be.
@@ -87,7 +91,7 @@ def _grey(
         modality = np.float32(low + high) - modality if abs(low + high) < 2**24 else (low + high) - modality
         windows = tuple(_turned_window(one, low + high) for one in windows)
         luts = tuple(_turned_lut(one, low + high) for one in luts)
-    valid = _valid(part10, form, stored)
+    valid = _valid(part10, form, stored, notes)
     if valid is not None and not valid.all():
         if not valid.any():
             notes.append("every pixel of the frame is padding")
@@ -97,9 +101,7 @@ def _grey(
     return modality.astype(np.float32, copy=False), windows, luts
 
 
-def _modality(
-    part10: Part10, form: Layout, stored: NDArray[Any], *, number: int
-) -> tuple[NDArray[np.floating[Any]], float, float]:
+def _modality(part10: Part10, form: Layout, stored: NDArray[Any], *, number: int) -> tuple[NDArray[Any], float, float]:
     """Modality values, and the lowest and highest that the stored range can give (PS3.3 C.11.1)."""
     low, high = (0.0, 0.0) if form.floating else (float(end) for end in form.stored_range)
     place = holder(
@@ -111,13 +113,14 @@ def _modality(
         "ModalityLUTSequence",
     )
     exact = not form.floating and form.bits_stored <= 24
-    values = stored.astype(np.float32 if exact else np.float64)
+    values: NDArray[Any] = stored.astype(np.float32 if exact else np.float64)
     if place is None:
         return values, low, high
     if "ModalityLUTSequence" in place and not form.floating:
         lut = modality_table(place, form=form, little_endian=part10.syntax.little_endian)
         if lut is not None:
-            return lut(stored).astype(np.float32), 0.0, float(lut.top)
+            bottom, top = lut.reach(*form.stored_range)
+            return lut(stored).astype(np.float32), float(bottom), float(top)
     slope = (numbers(place, "RescaleSlope") or (1.0,))[0]
     intercept = (numbers(place, "RescaleIntercept") or (0.0,))[0]
     if slope == 0:
@@ -127,14 +130,16 @@ def _modality(
     if not (exact and slope == 1.0 and intercept == int(intercept) and abs(intercept) < 2**23):
         values = values.astype(np.float64)
     ends = sorted((low * slope + intercept, high * slope + intercept))
-    return values * values.dtype.type(slope) + values.dtype.type(intercept), ends[0], ends[1]
+    values *= slope
+    values += intercept
+    return values, ends[0], ends[1]
 
 
 def is_inverted(dataset: Dataset, form: Layout, notes: list[str]) -> bool:
     """Whether small values are meant to be bright.
 
-    MONOCHROME1 and Presentation LUT Shape INVERSE say the same thing once (PS3.3 C.8.11.3.1.2 asks for both together), so
-    they never turn the pixels twice.
+    MONOCHROME1 and Presentation LUT Shape INVERSE say the same thing once (PS3.3 C.8.11.3.1.2 asks for both together),
+    so they never turn the pixels twice.
     """
     shape = text(dataset, "PresentationLUTShape")
     if form.photometric == "MONOCHROME1":
@@ -165,8 +170,9 @@ def _windows(place: Dataset, notes: list[str]) -> tuple[Window, ...]:
     except BadAttribute as exc:
         notes.append(str(exc))
         return ()
-    function = text(place, "VOILUTFunction") or "LINEAR"
-    if function not in get_args(VoiFunction):
+    stated = text(place, "VOILUTFunction") or "LINEAR"
+    function = _FUNCTIONS.get(stated)
+    if function is None:
         notes.append(f"{named('VOILUTFunction')} is not one of the three that PS3.3 defines; its windows are left out")
         return ()
     explanations = raw(place, "WindowCenterWidthExplanation")
@@ -189,14 +195,18 @@ def _luts_or_note(place: Dataset, *, signed: bool, little_endian: bool, notes: l
         return ()
 
 
-def _valid(part10: Part10, form: Layout, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
+def _valid(part10: Part10, form: Layout, stored: NDArray[Any], notes: list[str]) -> NDArray[np.bool_] | None:
     """Which pixels are image and not padding; None when all are."""
     if form.floating:
         valid = np.isfinite(stored)
         keyword = "FloatPixelPaddingValue" if form.bits_allocated == 32 else "DoubleFloatPixelPaddingValue"
         padding = numbers(part10.dataset, keyword)
         return np.asarray(valid & (stored != padding[0]) if padding else valid)
-    ends = padding_range(part10.dataset, form=form)
+    try:
+        ends = padding_range(part10.dataset, form=form)
+    except BadAttribute as exc:
+        notes.append(f"{exc}; no pixel is taken as padding")
+        return None
     if ends is None:
         return None
     return np.asarray((stored < ends[0]) | (stored > ends[1]))

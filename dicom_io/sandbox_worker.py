@@ -15,10 +15,10 @@ from dicom_io import wire
 from dicom_io.dicomdir import references
 from dicom_io.errors import DicomError, Malformed, NestingTooDeep, SandboxOutOfMemory
 from dicom_io.header import instance, number_of_frames
+from dicom_io.layout import layout
 from dicom_io.limits import Limits
 from dicom_io.part10 import Part10, open_part10
 from dicom_io.pixels import frame
-from dicom_io.samples import layout
 
 _Answer = tuple[wire.Message, Sequence[NDArray[np.float32]]]
 

@@ -1,4 +1,4 @@
-"""One table of the SOP classes and transfer syntaxes that are read; reader, listener and conformance statement share it.
+"""The SOP classes and transfer syntaxes that are read; reader, listener and conformance statement share this table.
 
 Names are those of PS3.6 Annex A.
 """

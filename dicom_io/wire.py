@@ -16,8 +16,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_io.errors import SandboxAnswerRefused, tree
-from dicom_io.errors import DicomError
+from dicom_io.errors import DicomError, SandboxAnswerRefused, tree
 from dicom_io.types import Frame, Instance, InstanceRef, Patient, VoiFunction, VoiLut, Window
 
 PREFIX = struct.Struct("<4sIQ")  # magic, bytes of the JSON header, bytes of arrays
@@ -33,7 +32,7 @@ def pack(header: Message, arrays: Sequence[NDArray[np.float32]] = ()) -> list[by
     header = {**header, "arrays": [list(array.shape) for array in contiguous]}
     text = json.dumps(header, allow_nan=False).encode()
     prefix = PREFIX.pack(MAGIC, len(text), sum(array.nbytes for array in contiguous))
-    return [prefix, text, *(memoryview(array).cast("B") for array in contiguous if array.size)]
+    return [prefix, text, *(array.data.cast("B") for array in contiguous if array.size)]
 
 
 def sizes(prefix: bytes, *, payload_bytes_max: int) -> tuple[int, int]:
