@@ -26,6 +26,13 @@ PREFIX = "HILUM__"
 GIB = 1 << 30
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 class Section(BaseModel):
     """One table of the settings file."""
 
@@ -229,10 +236,3 @@ def _as_config_error(error: ValidationError) -> ConfigInvalid | ConfigUnknownKey
             return ConfigUnknownKey(key, source="a setting", nearest=None)
         sentences.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}")
     return ConfigInvalid("; ".join(sentences))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
