@@ -107,7 +107,7 @@ def gate(facts: Facts, prediction: Prediction, *, manifest: Manifest, stated_age
 
     refusal, admitted = _by_header(facts, covered)
     if refusal is None:
-        refusal = _by_router(prediction, admitted, routes=routes, manifest=manifest)
+        refusal = _by_router(facts, prediction, admitted, routes=routes, manifest=manifest)
     if refusal is not None:
         return Verdict(allowed=(), withheld=(refusal,), warnings=())
 
@@ -184,17 +184,18 @@ def _by_header(facts: Facts, covered: list[Route]) -> tuple[Withheld | None, lis
 
 
 def _by_router(
-    prediction: Prediction, admitted: list[Route], *, routes: dict[str, Route], manifest: Manifest
+    facts: Facts, prediction: Prediction, admitted: list[Route], *, routes: dict[str, Route], manifest: Manifest
 ) -> Withheld | None:
     """Why the router does not confirm what the header says; None if it does."""
-    said = _listed([kind(route) for route in admitted], last="or")
+    body_part = _word(facts.body_part)
+    said = kind(admitted[0]) if body_part else _modality_phrase(_word(facts.modality) or "")
     # Written so that a probability that is not a number also withholds.
     if prediction.route is None or not prediction.route_probability >= manifest.route_minimum:
         return Withheld(
             task=None,
             code="gate.router-unsure",
-            reason=f"The file says that this is {said}, but the picture itself is not recognised as that with enough "
-            f"certainty ({prediction.route_probability:.2f}; {manifest.route_minimum:.2f} is needed).",
+            reason=f"The file says that this is {said}, but the picture itself is not recognised with enough certainty "
+            f"({prediction.route_probability:.2f}; {manifest.route_minimum:.2f} is needed).",
         )
     if prediction.route in {route.name for route in admitted}:
         return None
