@@ -20,6 +20,7 @@ HilumError
 │   ├── AuditBroken              audit.broken
 │   ├── AuditUnbound             audit.unbound
 │   ├── AuditUnserialised        audit.unserialised
+│   ├── CheckpointMissing        audit.checkpoint-missing
 │   └── CheckpointUnreadable     audit.checkpoint-unreadable
 ├── ReceiveError
 │   ├── ConflictingInstance      receive.conflicting-instance
@@ -199,6 +200,16 @@ class AuditUnserialised(AuditError):
         super().__init__(
             "audit events are appended inside `with sessions.begin() as session`, which takes SQLite's write lock"
         )
+
+
+class CheckpointMissing(AuditError):
+    """The checkpoint to verify against is not there."""
+
+    code = "audit.checkpoint-missing"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"there is no checkpoint at {path}")
+        self.path = path
 
 
 class CheckpointUnreadable(AuditError):

@@ -23,7 +23,7 @@ WRITERS_LOCK = 0x48494C554D01  # PostgreSQL advisory lock; the number only has t
 
 
 def engine(url: str) -> Engine:
-    """A connection pool for sqlite:///file or postgresql://user@host/database.
+    """A connection pool for sqlite:///file or postgresql://user@host/database; the first connection makes the file.
 
     Parameters never show in error messages, since they hold patient data.
     Raises ConfigInvalid for an unusable URL, DatabaseUnavailable where the driver is not installed.
@@ -31,17 +31,14 @@ def engine(url: str) -> Engine:
     parsed = _supported(url)
     sqlite = parsed.get_backend_name() == "sqlite"
     arguments: dict[str, Any] = {"timeout": WAIT_SECONDS}
-    if sqlite:
-        if parsed.database is None or parsed.database in {"", ":memory:"}:
-            raise ConfigInvalid("storage.database_url names no file; a database in memory would lose every prediction")
-        durable.make_folder(Path(parsed.database).parent.absolute())
-    else:
+    if not sqlite:
         arguments = {"connect_timeout": 10, "application_name": "hilum"}
     try:
         made = create_engine(parsed, connect_args=arguments, hide_parameters=True, pool_pre_ping=not sqlite)
     except ModuleNotFoundError as exc:
         raise DatabaseUnavailable(f"{exc.name} is not installed; pip install 'hilum[postgresql]'") from exc
     if sqlite:
+        event.listen(made, "do_connect", _make_folder)
         event.listen(made, "connect", _prepare_sqlite)
     event.listen(made, "begin", _begin)
     return made
@@ -87,6 +84,18 @@ def holds_writers_lock(session: Session) -> bool:
     return bool(session.connection().get_execution_options().get(WRITES))
 
 
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite database, None for a server's. Raises ConfigInvalid for an unusable URL."""
+    parsed = _supported(url)
+    return Path(str(parsed.database)) if parsed.get_backend_name() == "sqlite" else None
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown. Raises ConfigInvalid for an unusable one."""
+    parsed = _supported(url)
+    return parsed.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
+
+
 def _supported(url: str) -> URL:
     try:
         parsed = make_url(url)
@@ -95,7 +104,13 @@ def _supported(url: str) -> URL:
         raise ConfigInvalid("storage.database_url is no database URL; write for example sqlite:///hilum.db") from exc
     if backend not in {"sqlite", "postgresql"}:
         raise ConfigInvalid(f"storage.database_url names {backend}; Hilum works with sqlite and postgresql")
+    if backend == "sqlite" and parsed.database in {None, "", ":memory:"}:
+        raise ConfigInvalid("storage.database_url names no file; a database in memory would lose every prediction")
     return parsed.set(drivername="sqlite" if backend == "sqlite" else "postgresql+psycopg")
+
+
+def _make_folder(_dialect: object, _record: object, arguments: list[str], _keywords: object) -> None:
+    durable.make_folder(Path(arguments[0]).absolute().parent)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
