@@ -95,7 +95,7 @@ def text(dataset: Dataset, keyword: str) -> str | None:
 def day(dataset: Dataset, keyword: str) -> date | None:
     """A DA value, also in the older form with dots (PS3.5 6.2); None when it is no date."""
     value = text(dataset, keyword)
-    match = re.fullmatch(r"(\d{4})[.-]?(\d{2})[.-]?(\d{2})", value or "")
+    match = re.fullmatch(r"([0-9]{4})[.-]?([0-9]{2})[.-]?([0-9]{2})", value or "")
     if match is None:
         return None
     try:

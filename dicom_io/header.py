@@ -1,9 +1,12 @@
 """Turn a parsed data set into an `Instance`. Runs in the decoding process only."""
 
 import re
+import warnings
 from datetime import date
 
+from pydicom.charset import convert_encodings, decode_bytes, default_encoding
 from pydicom.dataset import Dataset
+from pydicom.valuerep import PN_DELIMS
 
 from dicom_io.attributes import day, group_item, holder, integer, named, numbers, raw, text
 from dicom_io.errors import BadAttribute, BadUid, IsDirectory, MissingUid
@@ -12,7 +15,6 @@ from dicom_io.types import Instance, InstanceRef, Patient
 from dicom_io.uids import IMAGE_SOP_CLASSES, MEDIA_STORAGE_DIRECTORY
 
 _META_KEYWORDS = {"SOPClassUID": "MediaStorageSOPClassUID", "SOPInstanceUID": "MediaStorageSOPInstanceUID"}
-_TEXTS = ("PatientName", "PatientID", "StudyDescription", "SeriesDescription", "Manufacturer")
 _DAYS_PER_YEAR = 365.25
 
 
@@ -36,7 +38,7 @@ def instance(part10: Part10) -> Instance:
     if frame_count and ref.sop_class_uid not in IMAGE_SOP_CLASSES:
         notes.append("the SOP class is not one of the image storage classes that this reader knows")
     study_date = day(dataset, "StudyDate")
-    notes += _character_set_notes(dataset)
+    notes += _character_set_notes(part10)
     return Instance(
         ref=ref,
         path=part10.path,
@@ -106,7 +108,7 @@ def _patient(dataset: Dataset, study_date: date | None) -> Patient:
 
 def age_years(patient_age: str | None, *, birth_date: date | None, study_date: date | None) -> float | None:
     """Age from an AS value such as `018M` (PS3.5 6.2), else from the dates of birth and of the study, else None."""
-    match = re.fullmatch(r"(\d{1,3})([DWMY])", patient_age or "")
+    match = re.fullmatch(r"([0-9]{1,3})([DWMY])", patient_age or "")
     if match is not None:
         days = {"D": 1.0, "W": 7.0, "M": _DAYS_PER_YEAR / 12, "Y": _DAYS_PER_YEAR}[match[2]]
         return int(match[1]) * days / _DAYS_PER_YEAR
@@ -152,22 +154,31 @@ def _orientation(dataset: Dataset) -> tuple[float, ...] | None:
     return values if len(values) == 6 else None
 
 
-def _character_set_notes(dataset: Dataset) -> list[str]:
+def _character_set_notes(part10: Part10) -> list[str]:
     """Name the texts that the declared character set does not explain, so that nobody trusts what they look like."""
-    declared = raw(dataset, "SpecificCharacterSet")
-    extended = {
-        keyword
-        for keyword in _TEXTS
-        if (element := dataset.get_item(keyword)) is not None
-        and isinstance(element.value, bytes)
-        and any(byte > 0x7E or byte == 0x1B for byte in element.value)
-    }
-    doubtful = sorted(
-        keyword
-        for keyword in _TEXTS
-        # Without a declared set only ISO IR 6 is allowed (PS3.3 C.12.1.1.2); pydicom reads the rest as Latin-1.
-        if (keyword in extended and declared is None) or "�" in (text(dataset, keyword) or "")
-    )
+    declared = raw(part10.dataset, "SpecificCharacterSet")
+    with warnings.catch_warnings(record=True) as unknown:
+        warnings.simplefilter("always")
+        encodings = convert_encodings(declared if isinstance(declared, str) else [str(one) for one in declared or [""]])
+    misspelt = [note for note in unknown if "using default encoding" in str(note.message)]
     return [
-        f"{named(keyword)} does not fit the declared character set; it may be shown wrongly" for keyword in doubtful
+        f"{named(keyword)} does not fit the declared character set; it may be shown wrongly"
+        for keyword, value in part10.texts.items()
+        if not value.isascii() or b"\x1b" in value
+        if misspelt or not all(_explained(part, encodings) for part in value.split(b"="))
     ]
+
+
+def _explained(value: bytes, encodings: list[str]) -> bool:
+    """Whether a text decodes without replacement, and without the high half of the default repertoire.
+
+    Where nothing else is declared, ISO IR 6 ends at 0x7E (PS3.3 C.12.1.1.2); pydicom reads the rest as Latin-1.
+    """
+    if encodings[0] == default_encoding and not value.partition(b"\x1b")[0].isascii():
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            return "\ufffd" not in decode_bytes(value, encodings, PN_DELIMS)
+        except (UserWarning, UnicodeError, LookupError):
+            return False

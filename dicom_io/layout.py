@@ -74,6 +74,11 @@ def layout(part10: Part10, *, limits: Limits) -> Layout:
     samples = integer(dataset, "SamplesPerPixel") or expected_samples
     if samples != expected_samples:
         raise BadAttribute(f"{named('SamplesPerPixel')} is {samples}, which does not go with {photometric}")
+    bits = _bits(dataset, part10=part10, floating=floating)
+    if samples == 3 and (floating or bits["bits_allocated"] not in (8, 16, 32)):
+        raise BadAttribute(
+            f"{named('BitsAllocated')} is {bits['bits_allocated']}, which does not go with {photometric}"
+        )
     size = rows * columns * samples * 4
     if size > limits.frame_bytes:
         raise TooLarge(
@@ -86,7 +91,7 @@ def layout(part10: Part10, *, limits: Limits) -> Layout:
         samples=samples,
         planar=integer(dataset, "PlanarConfiguration") == 1,
         floating=floating,
-        **_bits(dataset, part10=part10, floating=floating),
+        **bits,
     )
 
 

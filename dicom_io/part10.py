@@ -44,6 +44,7 @@ logging.getLogger("pydicom").disabled = True
 _PIXEL_KEYWORDS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 # Values over this are left in the file until asked for: none that this reader uses is as large.
 _DEFER_BYTES = 16 << 20
+_TEXTS = ("PatientName", "PatientID", "StudyDescription", "SeriesDescription", "Manufacturer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Part10:
     syntax: TransferSyntax
     implicit_vr: bool  # as found, which some files declare wrongly
     pixels: PixelElement | None
+    texts: dict[str, bytes]  # values of text attributes as they were written, before they are decoded
     warnings: list[str] = field(default_factory=list)
     frame_offsets: list[list[tuple[int, int]]] | None = None  # filled when the first encapsulated frame is asked for
 
@@ -154,6 +156,7 @@ def _parse(path: Path, stream: BinaryIO, *, limits: Limits) -> Part10:
         syntax=syntax,
         implicit_vr=implicit,
         pixels=pixels,
+        texts=_written_texts(dataset),
         warnings=notes,
     )
 
@@ -233,6 +236,11 @@ def _found_implicit(stream: BinaryIO, syntax: TransferSyntax) -> bool:
     if len(vr) < 2:
         return syntax.implicit_vr
     return not (vr.isalpha() and vr.isupper())
+
+
+def _written_texts(dataset: Dataset) -> dict[str, bytes]:
+    elements = ((keyword, dataset.get_item(keyword)) for keyword in _TEXTS if keyword in dataset)
+    return {keyword: one.value for keyword, one in elements if one is not None and isinstance(one.value, bytes)}
 
 
 def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:

@@ -60,15 +60,15 @@ def _colour(part10: Part10, form: Layout, decoded: Decoded) -> NDArray[np.float3
     if form.photometric == "PALETTE COLOR":
         return palette_to_rgb(decoded.samples, part10.dataset, form=form, little_endian=part10.syntax.little_endian)
     scale = np.float32(255.0 / form.stored_range[1]) if form.bits_stored != 8 else np.float32(1.0)
-    values = decoded.samples.astype(np.float32) * scale
+    values = np.asarray(decoded.samples * scale, dtype=np.float32)
     if decoded.photometric == "RGB":
-        return np.asarray(values)
+        return values
     if decoded.photometric != "YBR_FULL" and decoded.photometric != "YBR_FULL_422":
         raise PixelsNotRead(f"{decoded.photometric} samples in {part10.syntax.name} are not read")
     # PS3.3 C.7.6.3.1.2, inverted; rounded because the colours were whole numbers before they were transformed.
     y, cb, cr = values[..., 0], values[..., 1] - 128.0, values[..., 2] - 128.0
     rgb = np.stack((y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb), axis=-1)
-    return np.clip(np.rint(rgb), 0.0, 255.0).astype(np.float32)
+    return np.asarray(np.clip(np.rint(rgb), 0.0, 255.0), dtype=np.float32)
 
 
 def _grey(
