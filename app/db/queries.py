@@ -67,8 +67,9 @@ def study_lines(session: Session, actor: Actor, *, limit: int, after: Study | No
     studies = session.scalars(newest).all()
     ids = [study.id for study in studies]
     modalities: dict[int, set[str]] = {}
-    for study_id, modality in session.execute(select(Series.study_id, Series.modality).where(Series.study_id.in_(ids))):
-        modalities.setdefault(study_id, set()).update({modality} - {None})
+    known = select(Series.study_id, Series.modality).where(Series.study_id.in_(ids), Series.modality.is_not(None))
+    for study_id, modality in session.execute(known):
+        modalities.setdefault(study_id, set()).add(str(modality))
     counted = (
         select(
             Series.study_id,
