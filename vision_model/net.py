@@ -9,6 +9,7 @@ from vision_model.data.tasks import Curriculum
 
 TAPS = (7, 9, 11)  # blocks 8, 10 and 12: sources differ in which depth serves them best
 WIDTH = 384
+TOKEN_SCALE = 8.0  # the final norm of the initial weights makes tokens of deviation 4 with outliers of 60
 EMBEDDING_SIZE = WIDTH * len(TAPS)
 
 
@@ -34,6 +35,10 @@ class HilumNet(nn.Module):
             images, indices=list(TAPS), norm=True, output_fmt="NLC", intermediates_only=True
         )
         return torch.cat(taps, dim=-1)
+
+    def unit_features(self, images: Tensor) -> Tensor:
+        """What ships: patch tokens (B, T, D) of about unit size, so that 1e-4 means the same for them as for a logit."""
+        return self.forward_features(images) / TOKEN_SCALE
 
     def forward_head(self, tokens: Tensor) -> Tensor:
         """Patch tokens (B, T, D) -> logits (B, C)."""

@@ -1,0 +1,71 @@
+"""Turn logits of `val` into temperatures, thresholds and quantiles. Nothing here ever sees `test`."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import roc_curve
+
+from vision_model.manifest import OperatingPoint
+from vision_model.runtime import softmax
+
+RULE = "the highest threshold whose balanced accuracy on val is within one standard error of the best"
+
+
+def temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """The temperature that makes (N, C) logits likeliest for the labels (Guo et al. 2017, arXiv 1706.04599)."""
+
+    def loss(log_temperature: float) -> float:
+        p = softmax(logits / np.exp(log_temperature))[np.arange(len(labels)), labels]
+        return float(-np.log(np.maximum(p, 1e-12)).mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+
+def operating_point(probability: NDArray[np.float64], positive: NDArray[np.bool_]) -> OperatingPoint:
+    """The threshold on (N,) calibrated probabilities of one label against the rest, by RULE.
+
+    Where many thresholds do as well on a small `val`, the highest raises the fewest false alarms; it lies midway
+    between the two scores it parts, since neither side has a better claim to the gap.
+    """
+    false_rate, true_rate, thresholds = roc_curve(positive, probability, drop_intermediate=False)
+    balanced = (true_rate + 1 - false_rate) / 2
+    best = balanced.max()
+    n_true, n_false = positive.sum(), (~positive).sum()
+    i = int(balanced.argmax())
+    error = 0.5 * np.sqrt(true_rate[i] * (1 - true_rate[i]) / n_true + false_rate[i] * (1 - false_rate[i]) / n_false)
+    chosen = int(np.flatnonzero(balanced >= best - error)[0])  # thresholds fall, so the first is the highest
+    above = thresholds[chosen]
+    below = probability[probability < above]
+    threshold = (above + below.max()) / 2 if below.size else above
+    return OperatingPoint(
+        threshold=float(min(max(threshold, 1e-6), 1.0)),
+        rule=RULE,
+        sensitivity=float(true_rate[chosen]),
+        specificity=float(1 - false_rate[chosen]),
+    )
+
+
+def conformal_quantile(probabilities: NDArray[np.float64], labels: NDArray[np.int64], *, alpha: float) -> float:
+    """Split conformal quantile of 1 - p(true): sets of labels with 1 - p at most this cover 1 - alpha of images.
+
+    Sadinle, Lei & Wasserman 2019 (LAC). With fewer than 1/alpha - 1 images nothing can be
+    promised, and every label is in the set (quantile 1).
+    """
+    scores = np.sort(1 - probabilities[np.arange(len(labels)), labels])
+    rank = int(np.ceil((len(scores) + 1) * (1 - alpha)))
+    return 1.0 if rank > len(scores) else float(scores[rank - 1])
+
+
+def expected_calibration_error(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], *, bins: int = 15
+) -> float:
+    """Gap between confidence and accuracy of the most probable label, over equal-width bins (Naeini et al. 2015)."""
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [
+        abs(confidence[bin_of == b].mean() - correct[bin_of == b].mean()) * (bin_of == b).mean()
+        for b in range(bins)
+        if (bin_of == b).any()
+    ]
+    return float(sum(gaps))

@@ -1,0 +1,269 @@
+"""Measure a model on `test`: what the model card and the manifest say of it comes from here and nowhere else."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
+
+from vision_model.calibrate import expected_calibration_error
+from vision_model.data.mixture import MASKED, targets
+from vision_model.data.sources import Example, load_squares
+from vision_model.data.tasks import Curriculum
+from vision_model.errors import SourceInvalid
+from vision_model.manifest import InputSpec, Manifest, Task
+from vision_model.preprocess import normalise, square
+from vision_model.runtime import softmax
+
+logger = logging.getLogger(__name__)
+
+BOOTSTRAPS = 1000
+# Photographs that installed packages carry: (package, file inside it).
+PHOTOGRAPHS = (
+    *(("gradio", f"media_assets/images/{name}") for name in ("cheetah.jpg", "cheetah1.jpg", "lion.jpg", "tower.jpg")),
+    *(("gradio", f"media_assets/images/{name}") for name in ("bus.png", "groot.jpeg")),
+    *(("sklearn", f"datasets/images/{name}") for name in ("china.jpg", "flower.jpg")),
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The graph's numbers for N images: logits (N, C) and out-of-distribution scores (N, G)."""
+
+    logits: NDArray[np.float32]
+    ood: NDArray[np.float32]
+
+    def __getitem__(self, chosen: NDArray[np.bool_]) -> "Scores":
+        return Scores(self.logits[chosen], self.ood[chosen])
+
+
+@dataclass(frozen=True)
+class TaskEvaluation:
+    """One task on the `test` split of its dataset; intervals are 95 %, bootstrapped over groups (patients)."""
+
+    task: str
+    dataset: str
+    images: int
+    groups: int
+    auroc: float  # of the positive label, or the macro mean of one against the rest
+    auroc_interval: tuple[float, float]
+    balanced_accuracy: float  # at the operating points; with several labels the mean over labels, one against the rest
+    balanced_accuracy_interval: tuple[float, float]
+    sensitivity: dict[str, float]  # of each label that is not normal
+    specificity: dict[str, float]
+    argmax_accuracy: float
+    ece_before: float
+    ece_after: float
+    coverage: float
+    mean_set_size: float
+    empty_sets: float
+    withheld_in_distribution: float  # share of these images above the out-of-distribution threshold
+    ood_auroc: dict[str, float] = field(default_factory=dict)  # against photographs and the other modalities
+    ood_withheld: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything measured on `test`."""
+
+    command: str
+    graph_sha256: str
+    images: int
+    routing_accuracy: float
+    routing_answered: float
+    tasks: tuple[TaskEvaluation, ...]
+    notes: dict[str, float]
+
+    def to_json(self) -> str:
+        """The text of evaluation.json."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def score(graph: Path, examples: Sequence[Example], *, spec: InputSpec) -> Scores:
+    """Run the graph over examples."""
+    return score_squares(graph, load_squares(examples, spec=spec), spec=spec)
+
+
+def score_squares(graph: Path, squares: NDArray[np.uint8], *, spec: InputSpec, batch: int = 16) -> Scores:
+    """Run the graph over (N, S, S, 3) 8-bit squares on the CPU."""
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    logits, ood = [], []
+    for start in tqdm(range(0, len(squares), batch), desc="score", unit="batch", mininterval=10):
+        unit = squares[start : start + batch].astype(np.float32) / np.float32(255)
+        images = np.stack([normalise(s, spec=spec) for s in unit])
+        for store, output in zip((logits, ood), session.run(["logits", "ood"], {"images": images}), strict=True):
+            store.append(output)
+    return Scores(np.concatenate(logits), np.concatenate(ood))
+
+
+def photographs(*, size: int) -> NDArray[np.uint8]:
+    """(N, S, S, 3) squares of everyday photographs, each whole and in its four quarters."""
+    squares = []
+    for package, name in PHOTOGRAPHS:
+        with files(package).joinpath(name).open("rb") as stream, Image.open(stream) as image:
+            photo = np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
+        rows, columns = photo.shape[0] // 2, photo.shape[1] // 2
+        quarters = [photo[r, c] for r in (np.s_[:rows], np.s_[rows:]) for c in (np.s_[:columns], np.s_[columns:])]
+        squares += [np.rint(square(part, size=size) * 255).astype(np.uint8) for part in (photo, *quarters)]
+    return np.stack(squares)
+
+
+def evaluate(
+    examples: Sequence[Example],
+    scores: Scores,
+    photo_scores: Scores,
+    *,
+    manifest: Manifest,
+    curriculum: Curriculum,
+    command: str,
+    rng: np.random.Generator,
+) -> Evaluation:
+    """Every figure of the manifest's tasks on these `test` examples. Raises SourceInvalid when a dataset is absent."""
+    truth = targets(examples, curriculum)
+    route_probabilities = softmax(scores.logits[:, : len(manifest.routes)] / manifest.route_temperature)
+    answered = route_probabilities.max(axis=1) >= manifest.route_minimum
+    right = route_probabilities.argmax(axis=1) == truth[:, 0]
+    columns = {t.name: i for i, t in enumerate(curriculum.tasks, start=1)}
+    evaluations = []
+    for task in manifest.tasks:
+        dataset = next(t.evaluate for t in curriculum.tasks if t.name == task.name)
+        of_task = np.array([e.dataset == dataset for e in examples]) & (truth[:, columns[task.name]] != MASKED)
+        if not of_task.any():
+            raise SourceInvalid(f"no test images of {dataset}, which task {task.name} is measured on")
+        others = truth[:, 0] != [r.name for r in manifest.routes].index(task.route)
+        groups = np.array([e.group for e in examples])[of_task]
+        evaluation = evaluate_task(
+            scores[of_task], truth[of_task, columns[task.name]], groups, task=task, dataset=dataset, rng=rng
+        )
+        away = {
+            "photographs": photo_scores.ood[:, task.ood_index],
+            "other modalities": scores.ood[others, task.ood_index],
+        }
+        inside = scores.ood[of_task, task.ood_index]
+        for name, outside in away.items():
+            evaluation.ood_auroc[name] = _separation(inside, outside)
+            evaluation.ood_withheld[name] = float((outside > task.ood_threshold).mean())
+        evaluations.append(evaluation)
+    return Evaluation(
+        command=command,
+        graph_sha256=manifest.graph_sha256,
+        images=len(examples),
+        routing_accuracy=float(right[answered].mean()),
+        routing_answered=float(answered.mean()),
+        tasks=tuple(evaluations),
+        notes=_adult_against_child(examples, scores, manifest),
+    )
+
+
+def evaluate_task(
+    scores: Scores,
+    labels: NDArray[np.int64],
+    groups: NDArray[np.str_],
+    *,
+    task: Task,
+    dataset: str,
+    rng: np.random.Generator,
+) -> TaskEvaluation:
+    """One task's figures from its images' scores (N) and true label indices (N)."""
+    own = scores.logits[:, task.first_logit : task.first_logit + len(task.labels)]
+    calibrated = softmax(own / task.temperature)
+    thresholds = np.array([label.operating_point.threshold for label in task.labels])
+    findings = [i for i, label in enumerate(task.labels) if not label.normal]
+    in_set = 1 - calibrated <= task.conformal_quantile
+
+    def measured(chosen: NDArray[np.int64]) -> tuple[float, float]:
+        return auroc(calibrated[chosen], labels[chosen]), float(
+            np.mean(_rates(calibrated[chosen], labels[chosen], thresholds, findings)[2])
+        )
+
+    low, high = bootstrap_interval(measured, groups, rng=rng)
+    sensitivity, specificity, balanced = _rates(calibrated, labels, thresholds, findings)
+    return TaskEvaluation(
+        task=task.name,
+        dataset=dataset,
+        images=len(labels),
+        groups=len(set(groups.tolist())),
+        auroc=auroc(calibrated, labels),
+        auroc_interval=(low[0], high[0]),
+        balanced_accuracy=float(np.mean(balanced)),
+        balanced_accuracy_interval=(low[1], high[1]),
+        sensitivity={task.labels[i].name: s for i, s in zip(findings, sensitivity, strict=True)},
+        specificity={task.labels[i].name: s for i, s in zip(findings, specificity, strict=True)},
+        argmax_accuracy=float((calibrated.argmax(axis=1) == labels).mean()),
+        ece_before=expected_calibration_error(softmax(own), labels),
+        ece_after=expected_calibration_error(calibrated, labels),
+        coverage=float(in_set[np.arange(len(labels)), labels].mean()),
+        mean_set_size=float(in_set.sum(axis=1).mean()),
+        empty_sets=float((in_set.sum(axis=1) == 0).mean()),
+        withheld_in_distribution=float((scores.ood[:, task.ood_index] > task.ood_threshold).mean()),
+    )
+
+
+def auroc(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """Area under the ROC curve: of label 1 of two, else the mean over the labels present, one against the rest."""
+    if probabilities.shape[1] == 2:
+        return float(roc_auc_score(labels == 1, probabilities[:, 1]))
+    present = [c for c in range(probabilities.shape[1]) if 0 < (labels == c).sum() < len(labels)]
+    return float(np.mean([roc_auc_score(labels == c, probabilities[:, c]) for c in present]))
+
+
+def bootstrap_interval(
+    measure: Callable[[NDArray[np.int64]], tuple[float, ...]], groups: NDArray[np.str_], *, rng: np.random.Generator
+) -> tuple[list[float], list[float]]:
+    """95 % percentile intervals of several figures at once, resampling whole groups: (lower bounds, upper bounds)."""
+    names, inverse = np.unique(groups, return_inverse=True)
+    members = [np.flatnonzero(inverse == i) for i in range(len(names))]
+    draws = []
+    while len(draws) < BOOTSTRAPS:
+        chosen = np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])
+        try:
+            draws.append(measure(chosen))
+        except ValueError:  # a resample that holds one class only has no AUROC; draw again
+            continue
+    low, high = np.percentile(np.array(draws), [2.5, 97.5], axis=0)
+    return low.tolist(), high.tolist()
+
+
+def _rates(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], thresholds: NDArray[np.float64], findings: list[int]
+) -> tuple[list[float], list[float], list[float]]:
+    """Sensitivity, specificity and their mean for each label that is not normal and is present."""
+    sensitivity, specificity, balanced = [], [], []
+    for i in findings:
+        said, true = probabilities[:, i] >= thresholds[i], labels == i
+        if not true.any() or true.all():
+            raise ValueError("a label is absent")
+        sensitivity.append(float(said[true].mean()))
+        specificity.append(float((~said[~true]).mean()))
+        balanced.append((sensitivity[-1] + specificity[-1]) / 2)
+    return sensitivity, specificity, balanced
+
+
+def _separation(inside: NDArray[np.float32], outside: NDArray[np.float32]) -> float:
+    """AUROC of the score telling outside from inside."""
+    return float(
+        roc_auc_score(np.concatenate([np.zeros(len(inside)), np.ones(len(outside))]), np.concatenate([inside, outside]))
+    )
+
+
+def _adult_against_child(examples: Sequence[Example], scores: Scores, manifest: Manifest) -> dict[str, float]:
+    """How well the child task's score tells an adult's film from a child's, should the age be missing."""
+    task = next((t for t in manifest.tasks if t.name == "cxr-pneumonia-child"), None)
+    adult = np.array([e.dataset == "nih_cxr" for e in examples])
+    child = np.array([e.dataset == "kermany_cxr" for e in examples])
+    if task is None or not adult.any() or not child.any():
+        return {}
+    ood = scores.ood[:, task.ood_index]
+    return {
+        "ood auroc, adult (nih_cxr) against paediatric chest film": _separation(ood[child], ood[adult]),
+        "share of adult films above the child task's threshold": float((ood[adult] > task.ood_threshold).mean()),
+    }

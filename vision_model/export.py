@@ -1,0 +1,139 @@
+"""Write a trained net as an ONNX graph, and only if the graph gives torch's numbers."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from vision_model.errors import ParityFailed
+from vision_model.net import HilumNet
+from vision_model.pretrain.heads import Heads, Reference
+
+logger = logging.getLogger(__name__)
+
+OUTPUTS = ("embedding", "patch_tokens", "token_logits", "logits", "ood")
+TOLERANCE = 1e-4
+OPSET = 18
+FP16_FROM = 1024  # smaller tensors stay fp32: nothing to gain
+
+
+class ServedNet(nn.Module):
+    """The graph that ships: the encoder, the fitted heads and the out-of-distribution reference."""
+
+    def __init__(self, net: HilumNet, heads: Heads, reference: Reference) -> None:
+        super().__init__()
+        self.net = net
+        self.net.head.weight.data = torch.from_numpy(heads.weight)
+        self.net.head.bias.data = torch.from_numpy(heads.bias)
+        for name in ("mean", "directions", "gains", "inverse_rest"):
+            self.register_buffer(f"ood_{name}", torch.from_numpy(getattr(reference, name)))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(B, 3, S, S) -> embedding (B, D), patch tokens (B, T, D), token logits (B, T, C), logits (B, C), ood (B, G).
+
+        `ood` is the squared Mahalanobis distance to each task's training images over the embedding's width, so that
+        about 1 is usual.
+        """
+        tokens = self.net.unit_features(images)
+        token_logits = self.net.head(tokens)
+        embedding = tokens.mean(dim=1)
+        away = embedding[:, None, :] - self.ood_mean  # (B, G, D)
+        along = torch.einsum("bgd,gkd->bgk", away, self.ood_directions)
+        distance = self.ood_inverse_rest * away.square().sum(-1) - (along.square() * self.ood_gains).sum(-1)
+        return embedding, tokens, token_logits, token_logits.mean(dim=1), distance / embedding.shape[-1]
+
+
+@torch.no_grad()
+def round_to_fp16(module: nn.Module) -> None:
+    """Round every large float tensor of the module to fp16's values, so that torch holds what the file will hold."""
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.is_floating_point() and tensor.numel() >= FP16_FROM:
+            tensor.copy_(tensor.half().float())
+
+
+def export(served: ServedNet, *, size: int, path: Path, images: NDArray[np.float32]) -> dict[str, float]:
+    """Write the graph with fp16-stored weights to `path`; returns the largest difference from torch for each output.
+
+    `served` must have been rounded already. `images` (N, 3, S, S) are real prepared images that parity is checked on.
+    Raises ParityFailed, leaving no file, when an output differs by more than 1e-4 or a label flips.
+    """
+    served.eval()
+    part = path.with_suffix(".part.onnx")
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    program = torch.onnx.export(
+        served,
+        (torch.zeros(2, 3, size, size),),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["images"],
+        output_names=list(OUTPUTS),
+        dynamic_shapes={"images": {0: batch}},
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    store_as_fp16(model)
+    onnx.checker.check_model(model)
+    onnx.save(model, part)
+    try:
+        differences = parity(served, part, images)
+    except ParityFailed:
+        part.unlink()
+        raise
+    part.replace(path)
+    logger.info("exported %s, largest differences from torch: %s", path.name, differences)
+    return differences
+
+
+def parity(served: ServedNet, graph: Path, images: NDArray[np.float32], *, batch: int = 8) -> dict[str, float]:
+    """Largest absolute difference between torch and ONNX Runtime for each output, over the images.
+
+    Raises ParityFailed when one is above 1e-4 or when the most probable label of any head differs.
+    """
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    largest = dict.fromkeys(OUTPUTS, 0.0)
+    for start in range(0, len(images), batch):
+        chunk = images[start : start + batch]
+        with torch.inference_mode():
+            expected = [t.numpy() for t in served(torch.from_numpy(chunk))]
+        for name, a, b in zip(OUTPUTS, expected, session.run(list(OUTPUTS), {"images": chunk}), strict=True):
+            largest[name] = max(largest[name], float(np.abs(a - b).max()))
+            if name == "logits" and (a.argsort(axis=1) != b.argsort(axis=1)).any():
+                _refuse_flips(a, b)
+    if worst := [f"{name} {value:.2e}" for name, value in largest.items() if not value <= TOLERANCE]:
+        raise ParityFailed(f"ONNX Runtime differs from torch by more than {TOLERANCE}: {', '.join(worst)}")
+    return largest
+
+
+def store_as_fp16(model: onnx.ModelProto) -> None:
+    """Halve the file: large float tensors are stored as fp16 and cast back when the session starts, once."""
+    casts = []
+    kept: list[onnx.TensorProto] = []
+    for tensor in model.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        if tensor.data_type != TensorProto.FLOAT or value.size < FP16_FROM:
+            kept.append(tensor)
+            continue
+        kept.append(numpy_helper.from_array(value.astype(np.float16), f"{tensor.name}.fp16"))
+        casts.append(helper.make_node("Cast", [f"{tensor.name}.fp16"], [tensor.name], to=TensorProto.FLOAT))
+    nodes: Sequence[onnx.NodeProto] = [*casts, *model.graph.node]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _refuse_flips(torch_logits: NDArray[np.float32], onnx_logits: NDArray[np.float32]) -> None:
+    """A changed order of two logits is a flip only where they are further apart than the tolerance."""
+    rows = np.arange(len(torch_logits))[:, None]
+    ordered = torch_logits[rows, onnx_logits.argsort(axis=1)]
+    if (np.diff(ordered, axis=1) < -2 * TOLERANCE).any():
+        raise ParityFailed("labels change their order between torch and ONNX Runtime")

@@ -1,0 +1,257 @@
+"""One command from images to a model that can be served: train, fit heads, export, calibrate, evaluate."""
+
+import hashlib
+import logging
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vision_model import torchvision_shim
+from vision_model.calibrate import RULE, conformal_quantile, operating_point, temperature
+from vision_model.data.mixture import MASKED, targets
+from vision_model.data.sources import Example, load_squares, read_manifest
+from vision_model.data.tasks import Curriculum, curriculum
+from vision_model.evaluate import Evaluation, Scores, evaluate, photographs, score, score_squares
+from vision_model.export import ServedNet, export, round_to_fp16
+from vision_model.manifest import (
+    GRAPH_NAME,
+    MANIFEST_NAME,
+    InputSpec,
+    Label,
+    Manifest,
+    Task,
+    UnservedTask,
+    file_sha256,
+)
+from vision_model.net import EMBEDDING_SIZE
+from vision_model.preprocess import normalise
+from vision_model.pretrain.heads import embed_examples, fit_heads, fit_reference
+from vision_model.pretrain.loop import train
+from vision_model.pretrain.recipe import Recipe, read_recipe
+from vision_model.runtime import SHIPPED, softmax
+
+__all__ = ["pretrain", "torchvision_shim"]
+
+logger = logging.getLogger(__name__)
+
+SERVED_FROM = 0.75  # lower 95 % bound of the test AUROC
+CONFORMAL_ALPHA = 0.1
+ROUTE_MINIMUM = 0.9
+PARITY_IMAGES = 64
+EVALUATION_NAME = "evaluation.json"
+
+
+def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: int = 1) -> Evaluation:
+    """Make a model from a recipe and a folder of images with a manifest; `out/model` is then ready to serve.
+
+    A run that was stopped goes on where it was when the same command is given again. Raises TrainingError leaves.
+    """
+    recipe, what = read_recipe(recipe_name), curriculum()
+    by_split = _by_split(read_manifest(data))
+    net = train(by_split["train"], curriculum=what, recipe=recipe, run=out, workers=workers)
+    round_to_fp16(net)
+    spec = recipe.input_spec(size=recipe.stages[-1].size, windows=what.windows)
+    embedded = {
+        split: (embed_examples(net, by_split[split], spec=spec), targets(by_split[split], what))
+        for split in ("train", "val")
+    }
+    served = ServedNet(
+        net,
+        fit_heads(embedded["train"], embedded["val"], curriculum=what, strengths=recipe.head_c),
+        fit_reference(embedded["train"], curriculum=what, components=recipe.ood_components),
+    )
+    round_to_fp16(served)
+    folder = out / "model"
+    folder.mkdir(exist_ok=True)
+    graph = folder / GRAPH_NAME
+    rng = np.random.default_rng(recipe.seed)
+    chosen = [by_split["val"][i] for i in rng.permutation(len(by_split["val"]))[:PARITY_IMAGES]]
+    unit = load_squares(chosen, spec=spec).astype(np.float32) / np.float32(255)
+    differences = export(served, size=spec.size, path=graph, images=np.stack([normalise(s, spec=spec) for s in unit]))
+    return publish(
+        folder,
+        by_split=by_split,
+        what=what,
+        recipe=recipe,
+        spec=spec,
+        version=version,
+        data=data,
+        differences=differences,
+    )
+
+
+def publish(
+    folder: Path,
+    *,
+    by_split: dict[str, list[Example]],
+    what: Curriculum,
+    recipe: Recipe,
+    spec: InputSpec,
+    version: str,
+    data: Path,
+    differences: dict[str, float],
+) -> Evaluation:
+    """Calibrate the graph in `folder` on `val`, measure it on `test`, and write its manifest and evaluation."""
+    graph = folder / GRAPH_NAME
+    manifest = calibrated_manifest(
+        by_split["val"],
+        score(graph, by_split["val"], spec=spec),
+        what=what,
+        recipe=recipe,
+        spec=spec,
+        graph=graph,
+        version=version,
+        sources=_sources(by_split["train"]),
+    )
+    evaluation = evaluate(
+        by_split["test"],
+        score(graph, by_split["test"], spec=spec),
+        score_squares(graph, photographs(size=spec.size), spec=spec),
+        manifest=manifest,
+        curriculum=what,
+        command=f"hilum model pretrain --recipe {recipe.name} --data {data.name}",
+        rng=np.random.default_rng(recipe.seed),
+    )
+    evaluation.notes.update({f"largest difference torch - ONNX, {k}": v for k, v in differences.items()})
+    (folder / EVALUATION_NAME).write_text(evaluation.to_json(), encoding="utf-8")
+    (folder / MANIFEST_NAME).write_text(served_only(manifest, evaluation).to_json(), encoding="utf-8")
+    return evaluation
+
+
+def calibrated_manifest(
+    examples: Sequence[Example],
+    scores: Scores,
+    *,
+    what: Curriculum,
+    recipe: Recipe,
+    spec: InputSpec,
+    graph: Path,
+    version: str,
+    sources: tuple[dict[str, str], ...],
+) -> Manifest:
+    """A manifest with every task, calibrated on these `val` examples; test figures are zero until they are measured."""
+    truth = targets(examples, what)
+    tasks = []
+    for i, task in enumerate(what.tasks):
+        of_task = np.array([e.dataset == task.evaluate for e in examples]) & (truth[:, i + 1] != MASKED)
+        first, labels = what.first_logit(task.name), truth[of_task, i + 1]
+        logits = scores.logits[of_task, first : first + len(task.labels)]
+        t = temperature(logits, labels)
+        probabilities = softmax(logits / t)
+        tasks.append(
+            Task(
+                name=task.name,
+                display=task.display,
+                route=task.route,
+                population=task.population,
+                labels=tuple(
+                    Label(
+                        name=label.name,
+                        display=label.display,
+                        code=label.code,
+                        normal=label.normal,
+                        operating_point=operating_point(probabilities[:, c], labels == c),
+                    )
+                    for c, label in enumerate(task.labels)
+                ),
+                first_logit=first,
+                temperature=t,
+                conformal_alpha=CONFORMAL_ALPHA,
+                conformal_quantile=conformal_quantile(probabilities, labels, alpha=CONFORMAL_ALPHA),
+                ood_index=i,
+                ood_threshold=float(np.quantile(scores.ood[of_task, i], recipe.ood_quantile)),
+                sources=tuple(sorted({d for label in task.labels for d, _ in label.sources})),
+                test_auroc=0.0,
+                test_auroc_interval=(0.0, 0.0),
+            )
+        )
+    routes = len(what.routes)
+    calibration = [(t.temperature, t.conformal_quantile, t.ood_threshold, t.labels) for t in tasks]
+    return Manifest(
+        name=SHIPPED,
+        version=version,
+        graph_sha256=file_sha256(graph),
+        precision="fp16-stored",
+        input=spec,
+        embedding_size=EMBEDDING_SIZE,
+        routes=what.routes,
+        route_temperature=temperature(scores.logits[:, :routes], truth[:, 0]),
+        route_minimum=ROUTE_MINIMUM,
+        tasks=tuple(tasks),
+        unserved=(),
+        threshold_set=hashlib.sha256(repr(calibration).encode()).hexdigest(),
+        licence="research use only: several sources forbid commercial use or state no licence",
+        sources=sources,
+        training={
+            "recipe": recipe.name,
+            "seed": str(recipe.seed),
+            "initial": recipe.initial,
+            "operating_point_rule": RULE,
+            "torch": torch.__version__,
+            "commit": _commit(),
+            "made": datetime.now(UTC).date().isoformat(),
+        },
+    )
+
+
+def served_only(manifest: Manifest, evaluation: Evaluation) -> Manifest:
+    """The manifest with its test figures in, and the tasks under the bar moved to `unserved`."""
+    measured = {e.task: e for e in evaluation.tasks}
+    unserved = tuple(
+        UnservedTask(
+            t.name,
+            f"test AUROC {measured[t.name].auroc:.3f}, lower 95 % bound {measured[t.name].auroc_interval[0]:.3f}: "
+            f"below {SERVED_FROM}",
+        )
+        for t in manifest.tasks
+        if measured[t.name].auroc_interval[0] < SERVED_FROM
+    )
+    hidden = {u.name for u in unserved}
+    return replace(
+        manifest,
+        unserved=unserved,
+        tasks=tuple(
+            replace(t, test_auroc=measured[t.name].auroc, test_auroc_interval=measured[t.name].auroc_interval)
+            for t in manifest.tasks
+            if t.name not in hidden
+        ),
+    )
+
+
+def table(evaluation: Evaluation) -> str:
+    """The evaluation as a Markdown table."""
+    lines = [
+        "| task | test images (groups) | AUROC (95 %) | balanced accuracy (95 %) | ECE before / after "
+        "| coverage, set size | OOD AUROC photographs / other modalities | in-distribution withheld |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {e.task} | {e.images} ({e.groups}) | {e.auroc:.3f} ({e.auroc_interval[0]:.3f}–{e.auroc_interval[1]:.3f}) "
+        f"| {e.balanced_accuracy:.3f} ({e.balanced_accuracy_interval[0]:.3f}–{e.balanced_accuracy_interval[1]:.3f}) "
+        f"| {e.ece_before:.3f} / {e.ece_after:.3f} | {e.coverage:.3f}, {e.mean_set_size:.2f} "
+        f"| {e.ood_auroc['photographs']:.3f} / {e.ood_auroc['other modalities']:.3f} "
+        f"| {e.withheld_in_distribution:.3f} |"
+        for e in evaluation.tasks
+    ]
+    return "\n".join(lines)
+
+
+def _by_split(examples: Sequence[Example]) -> dict[str, list[Example]]:
+    return {split: [e for e in examples if e.split == split] for split in ("train", "val", "test")}
+
+
+def _sources(examples: Sequence[Example]) -> tuple[dict[str, str], ...]:
+    counts = Counter(e.dataset for e in examples)
+    licence = {e.dataset: e.licence for e in examples}
+    return tuple({"name": d, "licence": licence[d], "train_images": str(n)} for d, n in sorted(counts.items()))
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607  # git of the path
+    return done.stdout.strip() or "unknown"
