@@ -1,6 +1,7 @@
 """Serve the page and its API until told to stop."""
 
 import argparse
+import signal
 import socket
 
 import uvicorn
@@ -15,14 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Bring the database up to date, then serve; returns after SIGINT or SIGTERM, with running requests ended."""
     from app.config import load
-    from app.db import migrate
     from app.web.server import application
     from app.wiring import services
 
     asked = {name: value for name, value in (("host", args.host), ("port", args.port)) if value is not None}
     settings = load(args.config, overrides={"web": asked} if asked else None)
-    migrate.upgrade(settings.storage.database_url)
-    with services(settings) as running, _listening(settings.web.host, settings.web.port) as listener:
+    with services(settings, upgrade=True) as running, _listening(settings.web.host, settings.web.port) as listener:
         config = uvicorn.Config(
             application(running),
             access_log=False,  # addresses hold study UIDs
@@ -34,6 +33,9 @@ def run(args: argparse.Namespace) -> int:
             proxy_headers=False,
             ws="none",
         )
+        # When it has ended, uvicorn raises the signal that ended it once more: by then there is nothing left to stop.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda _number, _frame: None)
         _Announcing(config).run(sockets=[listener])
     return 0
 

@@ -18,8 +18,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from sqlalchemy import exists, select
 from starlette.requests import ClientDisconnect
 
-from app.db import audit
-from app.db.tables import PredictionRow, StoredInstance, Study
+from app.db import audit, queries
+from app.db.tables import PredictionRow, Study
 from app.diagnose import diagnose
 from app.errors import NotFound
 from app.evidence import evidence
@@ -28,20 +28,10 @@ from app.receive import NotReceived, Received, receive, reopen
 from app.results import Diagnosed, NotDiagnosed
 from app.scratch import scratch_folder
 from app.web.errors import DOMAIN_ERRORS, UploadCut, UploadTooLarge, answer, told
-from app.web.records import (
-    instance_of,
-    model_json,
-    prediction_of,
-    predictions_json,
-    stated_age,
-    studies_json,
-    study_json,
-    study_of,
-)
+from app.web.records import model_json, prediction_json, stated_age, studies_json, study_json
 from app.web.samples import SAMPLES, sample_path
 from app.web.viewer import MEDIA_TYPE, heat_shape, pack_frame, pack_heat
 from app.wiring import Services
-from dicom_io.errors import NoSuchFrame
 from dicom_io.read import frames
 
 logger = logging.getLogger(__name__)
@@ -94,7 +84,7 @@ def studies(services: Using, actor: By) -> list[Event]:
 def study(uid: str, services: Using, actor: By) -> Event:
     """One study with its images and their newest predictions; that it was opened is audited."""
     with services.sessions.begin() as session:
-        row = study_of(session, actor, uid)
+        row = queries.study(session, actor, uid)
         audit.append(session, actor=actor, action="view", subjects=[row], now=services.now)
         return study_json(session, row)
 
@@ -127,7 +117,7 @@ def predictions(uid: str, services: Using, actor: By, age: str | None = None) ->
     """Diagnose a study; the number of images first, then a line for each."""
     stated_age_years = stated_age(age)
     with services.sessions() as session:
-        row = study_of(session, actor, uid)
+        row = queries.study(session, actor, uid)
     return _lines(_diagnosed(services, row, actor=actor, stated_age_years=stated_age_years), ExitStack())
 
 
@@ -135,10 +125,8 @@ def predictions(uid: str, services: Using, actor: By, age: str | None = None) ->
 def image(uid: str, number: int, services: Using, actor: By) -> Response:
     """One frame for the canvas."""
     with services.sessions() as session:
-        row = instance_of(session, actor, uid)
+        row = queries.instance(session, actor, uid)
     instance = reopen(row, spool=services.spool, sandbox=services.sandbox).instance
-    if not 1 <= number <= instance.number_of_frames:
-        raise NoSuchFrame(f"frame {number} was asked for; the file has {instance.number_of_frames}")
     frame = next(frames(instance, sandbox=services.sandbox, numbers=[number]))
     return Response(pack_frame(frame), media_type=MEDIA_TYPE)
 
@@ -147,7 +135,7 @@ def image(uid: str, number: int, services: Using, actor: By) -> Response:
 def heat(uid: str, task: str, label: str, services: Using, actor: By) -> Response:
     """Where a recorded finding comes from."""
     with services.sessions() as session:
-        row = prediction_of(session, actor, uid)
+        row = queries.prediction(session, actor, uid).row
         if not any((one.task, one.label) == (task, label) for one in row.findings):
             raise NotFound("finding", f"{task} {label} of prediction {uid}")  # a withheld answer has no map either
     shape = heat_shape(row.preprocessing["rows"], row.preprocessing["columns"])
@@ -231,13 +219,9 @@ def _is_diagnosed(services: Services, arrival: Received) -> bool:
 
 def _diagnosed(services: Services, study: Study, *, actor: Actor, stated_age_years: float | None) -> Iterator[Event]:
     settings = services.settings.diagnose
-    with services.sessions() as session:
-        rows = session.scalars(
-            select(StoredInstance).where(StoredInstance.series.has(study_id=study.id)).order_by(StoredInstance.id)
-        ).all()
     frames_by_series: dict[int, int] = {}
     received: list[Received] = []
-    for row in rows:
+    for row in (instance for series in study.series for instance in series.instances):
         try:
             received.append(reopen(row, spool=services.spool, sandbox=services.sandbox))
         except DOMAIN_ERRORS as error:
@@ -257,22 +241,22 @@ def _diagnosed(services: Services, study: Study, *, actor: Actor, stated_age_yea
         stated_age_years=stated_age_years,
     )
     for result in results:
-        event = _result(services, result)
+        event = _result(services, result, actor=actor)
         if event is not None:
             yield event
 
 
-def _result(services: Services, result: Diagnosed | NotDiagnosed) -> Event | None:
+def _result(services: Services, result: Diagnosed | NotDiagnosed, *, actor: Actor) -> Event | None:
     """One line for an image; None for an object that holds no image, such as a report."""
     if isinstance(result, NotDiagnosed):
         if result.has_no_image:
             return None
         sop_instance_uid = result.received.instance.ref.sop_instance_uid
         return {"sop_instance_uid": sop_instance_uid, "error": told(result.code, result.message)}
-    assert result.trace is not None  # diagnose() was given sessions, so the result is recorded
+    assert result.trace is not None  # diagnose() was given sessions, so each result is recorded
+    assert result.trace.prediction_id is not None
     with services.sessions() as session:
-        row = session.scalars(select(PredictionRow).where(PredictionRow.uid == result.trace.prediction_id)).one()
-        said = predictions_json(session, [row])[row.instance_id, row.frame_number]
+        said = prediction_json(queries.prediction(session, actor, result.trace.prediction_id))
     return {
         "sop_instance_uid": result.image.received.instance.ref.sop_instance_uid,
         "frame": result.image.frame_number,

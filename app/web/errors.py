@@ -198,6 +198,6 @@ def answer(error: Exception) -> tuple[int, dict[str, object]]:
         row = wording(error.code)
         return (row.status if row else 500), {"error": told(error.code, str(error))}
     incident = uuid.uuid4().hex[:8]
-    logger.error("incident %s: %s", incident, type(error).__name__, exc_info=error)
+    logger.error("incident %s: %s", incident, type(error).__name__)  # the server logs where it came from
     sentence = f"Something went wrong in Hilum itself. Tell your administrator this number: {incident}."
     return 500, {"error": {"code": "hilum.unforeseen", "sentence": sentence, "message": f"incident {incident}"}}

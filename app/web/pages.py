@@ -3,15 +3,13 @@
 from importlib.resources import files
 from typing import Any
 
-from sqlalchemy import func, select
-
 from app.db import audit
 from app.db.checkpoint import Checkpoint
-from app.db.tables import AuditEvent, AuditSubject
+from app.db.queries import event_lines
 from app.gate import age_range
-from app.web.errors import DOMAIN_ERRORS, answer
+from app.web.errors import DOMAIN_ERRORS, told
 from app.wiring import Services
-from vision_model.manifest import Manifest, Task
+from vision_model.manifest import Manifest, OperatingPoint, Task
 from vision_model.runtime import Model
 
 ALL_ACTIONS = "All"
@@ -30,33 +28,21 @@ class Audits:
 
     def events(self, action: str, shown: int) -> str:
         """The newest events as a table."""
-        wanted = select(AuditEvent).order_by(AuditEvent.sequence.desc()).limit(shown)
-        if action != ALL_ACTIONS:
-            wanted = wanted.where(AuditEvent.action == action)
         with self._services.sessions() as session:
-            events = session.scalars(wanted).all()
-            counted = session.execute(
-                select(AuditSubject.sequence, AuditSubject.table_name, func.count())
-                .where(AuditSubject.sequence.in_([event.sequence for event in events]))
-                .group_by(AuditSubject.sequence, AuditSubject.table_name)
-                .order_by(AuditSubject.table_name)
-            )
-            rows: dict[int, list[str]] = {}
-            for sequence, table, count in counted:
-                rows.setdefault(sequence, []).append(f"{count} {table}" if count > 1 else table)
+            lines = event_lines(session, action=None if action == ALL_ACTIONS else action, limit=shown)
         return table(
             ("Event", "Time (UTC)", "Who", "Action", "Rows", "Detail", "Hash"),
             [
                 (
-                    str(event.sequence),
-                    f"{event.at:%Y-%m-%d %H:%M:%S}",
-                    event.actor,
-                    event.action,
-                    ", ".join(rows.get(event.sequence, [])) or "none",
-                    _words(event.detail),
-                    f"`{event.hash[:HASH_LETTERS]}`",
+                    str(line.event.sequence),
+                    f"{line.event.at:%Y-%m-%d %H:%M:%S}",
+                    plain(line.event.actor),
+                    line.event.action,
+                    ", ".join(f"{count} {name}" for name, count in line.rows.items()) or "none",
+                    _words(line.event.detail),
+                    f"`{line.event.hash[:HASH_LETTERS]}`",
                 )
-                for event in events
+                for line in lines
             ],
         )
 
@@ -66,7 +52,7 @@ class Audits:
             with self._services.sessions() as session:
                 report = audit.verify(session, Checkpoint(self._services.settings.storage.checkpoint))
         except DOMAIN_ERRORS as error:
-            return f"**Not verified.** {answer(error)[1]}"
+            return f"**Not verified.** {told(error.code, str(error))['sentence']}"
         if report.broken is not None:
             return (
                 f"**The trail is broken at {plain(str(report.broken))}.** Keep the database as it is and tell your "
@@ -133,7 +119,7 @@ def _task_row(task: Task) -> tuple[str, ...]:
     return plain(task.display), task.route, plain(task.population.description), age_range(task.population), auroc
 
 
-def _operating_point(point: Any) -> tuple[str, str, str]:
+def _operating_point(point: OperatingPoint) -> tuple[str, str, str]:
     return f"{point.threshold:.2f}", f"{point.sensitivity:.2f}", f"{point.specificity:.2f}"
 
 

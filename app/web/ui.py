@@ -1,11 +1,15 @@
 """Lay out the page: Gradio's frame with its tabs, and the column that the reader in `assets/reader.js` fills."""
 
+from typing import Any, cast
+
 import gradio as gr
 
 from app.web.pages import ACTIONS, ALL_ACTIONS, SHOWN_EVENTS, Audits, help_page, model_page
 from app.wiring import Services
 
 RESEARCH_USE = "Research use only, not for diagnostic use"
+# No handler is an API of its own; /api is.
+PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 HEAD = """
 <meta name="robots" content="noindex">
 <link rel="stylesheet" href="hilum/hilum.css">
@@ -38,8 +42,8 @@ def page(services: Services) -> gr.Blocks:
                 gr.Markdown(model_page(services.model), latex_delimiters=[])
             with gr.Tab("Help", id="help"), gr.Column(elem_classes="page"):
                 gr.Markdown(help_page(), latex_delimiters=[])
-        quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": True}
-        for listen in (audit_tab.select, renew.click, action.change, shown.change):
-            listen(audits.events, [action, shown], events, **quiet)
-        verify.click(audits.verify, None, verdict, concurrency_id="verify", **quiet)
-    return blocks
+        audit_tab.select(audits.events, [action, shown], events, **PRIVATE)
+        for listen in (renew.click, action.change, shown.change):
+            listen(audits.events, [action, shown], events, **PRIVATE)
+        verify.click(audits.verify, None, verdict, concurrency_id="verify", **PRIVATE)
+    return cast(gr.Blocks, blocks)

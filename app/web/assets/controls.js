@@ -1,7 +1,7 @@
 // The viewport with everything around it: tools, corner texts, image slider, window and heat map controls.
 
 import { h, icon, number, personName } from "./elements.js";
-import { colourBar, Viewport } from "./viewport.js";
+import { colourBar, FAINTEST_SHOWN, Viewport } from "./viewport.js";
 import { presets } from "./window.js";
 
 const CINE_MS = 100;
@@ -17,6 +17,7 @@ export class Controls {
     this.canvas = h("canvas", { tabindex: "0", role: "img", "aria-label": "Image viewport" });
     this.viewport = new Viewport(this.canvas, { changed: (what) => this.changed(what) });
     this.element = this.build();
+    this.viewport.watch();
     this.canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
     this.keys = {
       z: () => this.choose("zoom"),
@@ -24,7 +25,7 @@ export class Controls {
       p: () => this.choose("pan"),
       "+": () => this.viewport.zoomTo(this.viewport.zoom * 1.25),
       "-": () => this.viewport.zoomTo(this.viewport.zoom / 1.25),
-      "=": () => this.fit(),
+      "=": () => this.viewport.fit(),
       r: () => this.viewport.turn(1),
       l: () => this.viewport.turn(-1),
       h: () => this.viewport.flip("horizontal"),
@@ -76,7 +77,7 @@ export class Controls {
           "div",
           { class: "group" },
           this.inverting,
-          button("Fit", "Fit to the window (=)", () => this.fit()),
+          button("Fit", "Fit to the window (=)", () => this.viewport.fit()),
           button("1:1", "One image pixel on one screen pixel", () => this.viewport.zoomTo(1)),
         ),
         h(
@@ -173,7 +174,7 @@ export class Controls {
     this.choices = presets(frame, this.series?.modality);
     const colour = frame.kind === "rgb8";
     // The window that the reader chose stays while scrolling; one that came from the file is each image's own.
-    const kept = this.chosen === "own" ? null : this.choices.find((choice) => choice.key === this.chosen) ?? this.choices[0];
+    const kept = this.chosen === "own" && this.viewport.setting ? null : this.choices.find((choice) => choice.key === this.chosen) ?? this.choices[0];
     this.viewport.show(frame, kept ? kept.setting : this.viewport.setting);
     this.preset.replaceChildren(
       ...this.choices.map((choice) => h("option", { value: choice.key }, choice.name)),
@@ -204,6 +205,7 @@ export class Controls {
   }
 
   changed(what) {
+    if (!this.frame) return;
     if (what === "window") {
       this.chosen = "own";
       this.preset.querySelector("[value=own]").hidden = false;
@@ -252,10 +254,6 @@ export class Controls {
     this.inverting.setAttribute("aria-pressed", String(this.viewport.inverted));
   }
 
-  fit() {
-    this.viewport.fit();
-    if (this.frame) this.words();
-  }
 
   resetView() {
     if (!this.frame) return;
@@ -264,7 +262,6 @@ export class Controls {
     this.inverting.setAttribute("aria-pressed", "false");
     this.usePreset(this.choices[0].key);
     this.viewport.paint();
-    this.words();
   }
 
   wheel(event) {
@@ -325,7 +322,8 @@ export class Controls {
     this.setOpacity(opacity);
     this.opacity.disabled = !map;
     this.element.classList.toggle("with-heat", Boolean(map));
-    this.barHigh.textContent = map ? `+${number(map.scale)} logit` : "";
+    const shows = map && map.values.some((value) => value >= FAINTEST_SHOWN * map.scale);
+    this.barHigh.textContent = !map ? "" : shows ? `+${number(map.scale)} logit` : "none here";
     this.viewport.overlay(map);
   }
 

@@ -74,20 +74,16 @@ export class Findings {
     const byTask = new Map();
     for (const finding of prediction.findings) byTask.set(finding.task, [...(byTask.get(finding.task) ?? []), finding]);
     for (const [task, findings] of byTask) parts.push(this.task(task, findings, prediction, heat));
-    if (!byTask.size) {
-      parts.push(
-        h("div", { class: "card withheld" }, h("h3", {}, "No answer"), h("p", {}, prediction.abstained?.reason ?? "")),
-      );
-    }
+    // Where nothing is answered, the reason that came nearest to an answer stands first.
     const told = prediction.abstained?.reason;
-    const others = prediction.withheld.filter((one) => byTask.size || one.reason !== told);
-    if (others.length) {
+    const reasons = [...new Set([told, ...prediction.withheld.map((one) => one.reason)].filter(Boolean))];
+    if (reasons.length) {
       parts.push(
         h(
           "div",
           { class: "card withheld" },
-          h("h3", {}, "Not answered"),
-          h("ul", {}, others.map((one) => h("li", {}, one.reason))),
+          h("h3", {}, byTask.size ? "Not answered" : "No answer"),
+          h("ul", {}, reasons.map((one) => h("li", {}, one))),
         ),
       );
     }

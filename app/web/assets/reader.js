@@ -37,14 +37,23 @@ class Reader {
 
   async start() {
     this.drawFindings();
-    this.findings.know(await read("api/model"));
-    this.intake.offer(await read("api/samples"));
+    try {
+      this.findings.know(await read("api/model"));
+      this.intake.offer(await read("api/samples"));
+    } catch (problem) {
+      this.controls.say(problem.message);
+      return;
+    }
     await this.refresh();
     await this.followAddress();
   }
 
   async refresh() {
-    this.studies.show(await read("api/studies"));
+    try {
+      this.studies.show(await read("api/studies"));
+    } catch (problem) {
+      this.studies.say(problem.message);
+    }
   }
 
   async followAddress() {

@@ -29,7 +29,9 @@ export const read = async (path) => (await ask(path)).json();
 // Each line of the answer is one JSON object, handed on as it arrives.
 export async function follow(path, { signal, heard }) {
   const response = await ask(path, { method: "POST", signal });
-  await lines(response.body.getReader(), heard);
+  let failed = null;
+  await lines(response.body.getReader(), (event) => (event.failed ? (failed = event.failed) : heard(event)));
+  if (failed) throw new Refusal(failed);
 }
 
 async function lines(reader, heard) {
@@ -50,11 +52,13 @@ export function send(file, name, { signal, sent, heard }) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     let seen = 0;
+    let failed = null;
+    const take = (event) => (event.failed ? (failed = event.failed) : heard(event));
     const listen = (last) => {
       const complete = request.responseText.slice(seen);
       const end = last ? complete.length : complete.lastIndexOf("\n") + 1;
       seen += end;
-      for (const line of complete.slice(0, end).split("\n")) if (line) heard(JSON.parse(line));
+      for (const line of complete.slice(0, end).split("\n")) if (line) take(JSON.parse(line));
     };
     request.open("POST", `api/files?name=${encodeURIComponent(name)}`);
     request.setRequestHeader("Content-Type", "application/octet-stream");
@@ -63,7 +67,8 @@ export function send(file, name, { signal, sent, heard }) {
     request.onload = () => {
       if (request.status === 200) {
         listen(true);
-        resolve();
+        if (failed) reject(new Refusal(failed));
+        else resolve();
         return;
       }
       let body = null;

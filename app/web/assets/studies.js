@@ -28,6 +28,10 @@ export class Studies {
     this.draw();
   }
 
+  say(text) {
+    this.list.replaceChildren(h("p", { class: "empty" }, text));
+  }
+
   select(study, seriesIndex) {
     this.study = study;
     this.seriesIndex = seriesIndex;
@@ -59,7 +63,7 @@ export class Studies {
       "button",
       { type: "button", class: "study", "data-key": uid, "aria-current": open ? "true" : null, onclick: () => this.actions.open(uid) },
       h("span", { class: "name" }, personName(study.patient_name)),
-      h("span", { class: `mark ${study.state}` }, MARKS[study.state]),
+      h("span", { class: study.state === "positive" ? "mark finding" : "mark" }, MARKS[study.state]),
       h("span", { class: "quiet" }, [study.patient_id, study.description].filter(Boolean).join(" · ") || "No description"),
       h("span", { class: "quiet" }, facts),
     );

@@ -144,7 +144,9 @@ export class Intake {
 
   async diagnose(study, ageYears) {
     if (this.refuseIfBusy()) return;
-    await this.guarded((signal) => this.read(study, signal, ageYears));
+    await this.guarded(async (signal) => {
+      this.quiet(outcome(await this.read(study, signal, ageYears)).join(", ") + ".");
+    });
   }
 
   refuseIfBusy() {
@@ -157,10 +159,14 @@ export class Intake {
     const tally = new Tally(this.arrived);
     await this.guarded(async (signal) => {
       await sendAll(signal, tally);
-      let warned = tally.refused;
-      for (const study of tally.unread) warned += await this.read(study, signal);
+      const total = { read: 0, failed: 0 };
+      for (const study of tally.unread) {
+        const { read, failed } = await this.read(study, signal);
+        total.read += read;
+        total.failed += failed;
+      }
       for (const study of tally.studies) if (!tally.unread.has(study)) this.finished(study);
-      this.quiet(tally.summary(warned - tally.refused));
+      this.quiet([words(tally), ...outcome(total)].join(", ") + ".");
     });
   }
 
@@ -180,7 +186,7 @@ export class Intake {
     }
   }
 
-  // How many images of the study could not be diagnosed.
+  // How many images of the study were diagnosed, and how many could not be.
   async read(study, signal, ageYears) {
     const age = ageYears === undefined ? "" : `?age=${encodeURIComponent(ageYears)}`;
     let failed = 0;
@@ -206,8 +212,7 @@ export class Intake {
     } finally {
       this.finished(study);
     }
-    this.quiet(`Diagnosed ${plural(done - failed, "image")}${failed ? `; ${plural(failed, "image")} could not be read` : ""}.`);
-    return failed;
+    return { read: done - failed, failed };
   }
 }
 
@@ -243,18 +248,20 @@ class Tally {
       else update(words(own), own.stored + own.known ? "stored" : "refused");
     };
   }
-
-  summary(unreadable) {
-    return `${words(this)}${unreadable ? `; ${plural(unreadable, "image")} could not be read` : ""}.`;
-  }
 }
 
 function words({ stored, known, refused }) {
   const parts = [];
-  if (stored) parts.push(`${plural(stored, "image")} stored`);
-  if (known) parts.push(`${plural(known, "image")} already stored`);
+  if (stored) parts.push(`${plural(stored, "file")} stored`);
+  if (known) parts.push(`${plural(known, "file")} already stored`);
   if (refused) parts.push(`${plural(refused, "file")} refused`);
-  return parts.join(", ") || "Nothing to store";
+  return parts.join(", ") || "Nothing stored";
+}
+
+function outcome({ read, failed }) {
+  const parts = read || !failed ? [`${plural(read, "image")} diagnosed`] : [];
+  if (failed) parts.push(`${plural(failed, "image")} could not be read`);
+  return parts;
 }
 
 // Anywhere on the page; a drop beside a small target must not make the browser open the file instead.

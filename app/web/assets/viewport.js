@@ -6,7 +6,7 @@ const SMALLEST_ZOOM = 0.02;
 const LARGEST_ZOOM = 40;
 // Plasma (matplotlib, CC0): lightness rises evenly, and no grey of the image is one of its colours.
 const PLASMA = ["#0d0887", "#5c01a6", "#9c179e", "#cc4778", "#ed7953", "#fdb42f", "#f0f921"];
-const FAINTEST_SHOWN = 0.12; // share of the scale under which the heat map lets the image through untouched
+export const FAINTEST_SHOWN = 0.12; // share of the scale under which the heat map lets the image through untouched
 
 export class Viewport {
   constructor(canvas, { changed }) {
@@ -18,8 +18,12 @@ export class Viewport {
     this.opacity = 0.5;
     this.picture = document.createElement("canvas");
     this.reset();
-    new ResizeObserver(() => this.resize()).observe(canvas.parentElement);
     this.listen();
+  }
+
+  // Follow the size of the box that the canvas has been put into.
+  watch() {
+    new ResizeObserver(() => this.resize()).observe(this.canvas.parentElement);
   }
 
   reset() {
@@ -85,6 +89,7 @@ export class Viewport {
     const high = upright ? this.frame.rows * this.aspect : this.frame.columns;
     this.zoom = Math.min(this.canvas.width / wide, this.canvas.height / high);
     this.draw();
+    this.changed("view");
   }
 
   zoomTo(zoom, at = { x: this.canvas.width / 2, y: this.canvas.height / 2 }) {

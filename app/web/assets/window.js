@@ -53,6 +53,7 @@ export function automatic(frame) {
 
 // What the window list offers for a frame; the first entry is how the file wants to be shown.
 export function presets(frame, modality) {
+  if (frame.kind === "rgb8") return [{ key: "colour", name: "Colour image", setting: null }];
   const offered = [];
   frame.voi_luts.forEach((lut, index) => {
     offered.push({ key: `lut-${index}`, name: lut.explanation || "Lookup table of the file", setting: lut });
