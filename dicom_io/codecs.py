@@ -49,6 +49,8 @@ def jpeg(source: bytes, form: Layout, *, lossless: bool, name: str) -> Decoded:
         )
     try:
         values: Samples = libjpeg.decode(mended, colour_transform=0)
+    except MemoryError:
+        raise
     except Exception as exc:
         raise CannotDecode(f"{name} cannot decode the frame: {str(exc)[:200]}") from exc
     _has_given_all(values, form, name)
@@ -85,6 +87,8 @@ def jpeg2000(source: bytes, form: Layout, *, lossless: bool, name: str) -> Decod
         raise CannotDecode(f"the codestream has {header.precision} bits a sample; at most 32 are decoded")
     try:
         values: Samples = openjpeg.decode(source)
+    except MemoryError:
+        raise
     except Exception as exc:
         raise CannotDecode(f"{name} cannot decode the frame: {str(exc)[:200]}") from exc
     _has_given_all(values, form, name)
@@ -126,7 +130,10 @@ def _rle_bits(source: bytes, form: Layout) -> Samples:
 def _rle_segments(source: bytes, pixel_count: int, bits_allocated: int) -> bytes:
     try:
         return bytes(decode_rle_frame(source, pixel_count, bits_allocated, "<"))
-    except Exception as exc:
+    except BaseException as exc:
+        # A panic of the Rust decoder is not an Exception.
+        if isinstance(exc, (KeyboardInterrupt, SystemExit, MemoryError)):
+            raise
         raise CannotDecode(f"the RLE frame cannot be decoded: {str(exc)[:200]}") from exc
 
 

@@ -234,14 +234,21 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, *, 
     if member.file_size > limits.file_bytes:
         raise TooLarge(f"the member has {member.file_size} bytes; at most {limits.file_bytes} are read")
     written = 0
+    with target.open("xb") as file:
+        for chunk in _chunks(archive, member):
+            if not written and chunk.startswith(_ZIP_MAGIC):
+                raise ZipMemberRefused("the member is itself a zip archive")
+            written += len(chunk)
+            if written > member.file_size:
+                raise ZipMemberRefused("the member is longer than the archive says")
+            file.write(chunk)
+
+
+def _chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+    """The member's content; only trouble with reading it is the archive's fault."""
     try:
-        with archive.open(member) as packed, target.open("xb") as file:
+        with archive.open(member) as packed:
             while chunk := packed.read(_COPY_BYTES):
-                if not written and chunk.startswith(_ZIP_MAGIC):
-                    raise ZipMemberRefused("the member is itself a zip archive")
-                written += len(chunk)
-                if written > member.file_size:
-                    raise ZipMemberRefused("the member is longer than the archive says")
-                file.write(chunk)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as exc:
+                yield chunk
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as exc:
         raise ZipMemberRefused("the member is damaged and cannot be unpacked") from exc

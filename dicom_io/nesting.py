@@ -53,6 +53,9 @@ def scan(stream: BinaryIO, *, start: int, end: int, encoding: Encoding, limits: 
         if elements > limits.element_count:
             raise TooLarge(f"the data set has more than {limits.element_count} elements")
         position = walk.step(tag, head, position)
+    walk.leave_ended(position)
+    if walk.containers:
+        raise Truncated("the file ends inside a sequence")
 
 
 class _Walk:

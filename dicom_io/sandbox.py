@@ -148,7 +148,13 @@ class Sandbox:
         self._changed = threading.Condition()
         self._closed = False
         # Last in, first out, so that one thread alone keeps one process warm. None: to be started when needed.
-        self._idle: list[_Worker | None] = [_Worker(limits) for _ in range(workers)]
+        self._idle: list[_Worker | None] = []
+        try:
+            for _ in range(workers):
+                self._idle.append(_Worker(limits))
+        except SandboxUnavailable:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

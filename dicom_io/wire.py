@@ -81,6 +81,7 @@ def instance_message(instance: Instance) -> Message:
     """An `Instance` on its way to the parent, without its path."""
     fields = asdict(instance)
     del fields["path"]
+    fields["warnings"] = list(instance.warnings)
     fields["study_date"] = _day_text(instance.study_date)
     fields["patient"]["birth_date"] = _day_text(instance.patient.birth_date)
     return {"instance": fields}
@@ -122,7 +123,7 @@ def instance_from(header: Message, *, path: Path) -> Instance:
             series_number=_whole_or_none(fields["series_number"]),
             series_description=_text_or_none(fields["series_description"]),
             manufacturer=_text_or_none(fields["manufacturer"]),
-            warnings=tuple(_text(note) for note in fields["warnings"]),
+            warnings=_texts(fields["warnings"]),
         )
     except (KeyError, TypeError, ValueError) as exc:
         raise SandboxAnswerRefused("the decoding process answered with something that is no instance") from exc
@@ -136,7 +137,7 @@ def frame_message(frame: Frame) -> tuple[Message, list[NDArray[np.float32]]]:
         "windows": [asdict(window) for window in frame.windows],
         "voi_luts": [{"first_mapped": lut.first_mapped, "explanation": lut.explanation} for lut in frame.voi_luts],
         "decoder": frame.decoder,
-        "warnings": frame.warnings,
+        "warnings": list(frame.warnings),
     }
     return {"frame": fields}, [frame.pixels, *(lut.entries for lut in frame.voi_luts)]
 
@@ -167,7 +168,7 @@ def frame_from(header: Message, arrays: list[NDArray[np.float32]], *, ref: Insta
             windows=tuple(_window(window) for window in fields["windows"]),
             voi_luts=luts,
             decoder=_text(fields["decoder"]),
-            warnings=tuple(_text(note) for note in fields["warnings"]),
+            warnings=_texts(fields["warnings"]),
         )
     except (KeyError, TypeError, ValueError) as exc:
         raise SandboxAnswerRefused("the decoding process answered with something that is no frame") from exc
@@ -176,7 +177,7 @@ def frame_from(header: Message, arrays: list[NDArray[np.float32]], *, ref: Insta
 def references_from(header: Message) -> list[list[str]]:
     """The file references of a DICOMDIR, each a list of name components; raises SandboxAnswerRefused."""
     try:
-        return [[_text(part) for part in reference] for reference in header["references"]]
+        return [list(_texts(reference)) for reference in header["references"]]
     except (KeyError, TypeError, ValueError) as exc:
         raise SandboxAnswerRefused("the decoding process answered with something that is no list of files") from exc
 
@@ -222,6 +223,12 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError("text")
     return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError("texts")
+    return tuple(_text(one) for one in value)
 
 
 def _text_or_none(value: object) -> str | None:
