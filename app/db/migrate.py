@@ -1,6 +1,7 @@
 """Bring the database up to the newest revision, and compare it with what this version works with."""
 
 import logging
+import threading
 from pathlib import Path
 
 from alembic import command
@@ -17,6 +18,11 @@ from app.db.tables import APPEND_ONLY, Base
 from app.errors import DatabaseBusy, SchemaMismatch
 
 logger = logging.getLogger(__name__)
+
+UPGRADE_SECONDS = 600
+TABLE_LOCK_SECONDS = 5.0
+MIGRATION_LOCK = 0x48494C554D02  # PostgreSQL advisory lock, beside the writers' in app.db.session
+ONE_AT_A_TIME = threading.Lock()  # Alembic's context is one for the whole process
 
 
 def migrations_folder() -> Path:
@@ -44,13 +50,15 @@ def upgrade(engine: Engine, *, to: str = "head") -> tuple[str | None, str | None
     Raises DatabaseBusy when the tables are locked for too long, SchemaMismatch when a newer version was here before.
     """
     sqlite = engine.dialect.name == "sqlite"
-    # PostgreSQL has a lock of its own for migrations (migrations/env.py), so that writers go on meanwhile.
-    with (writing(engine) if sqlite else engine).connect() as connection:
+    # PostgreSQL has a lock of its own for migrations, so that writers go on meanwhile.
+    with ONE_AT_A_TIME, (writing(engine) if sqlite else engine).connect() as connection:
         if sqlite:
             # Only outside a transaction; rebuilding a table drops it, which would run into its children.
             _outside_transaction(connection, "PRAGMA foreign_keys=OFF")
         try:
             with connection.begin():
+                if not sqlite:
+                    _take_postgresql_locks(connection)
                 before = _revision(connection)
                 _refuse_newer(before)
                 config = _config()
@@ -115,6 +123,14 @@ def _refuse_newer(revision: str | None) -> None:
             f"the database is at revision {revision}, which this version does not know; install the newer version of "
             "Hilum that made it"
         )
+
+
+def _take_postgresql_locks(connection: Connection) -> None:
+    # Another's whole upgrade may have to be waited for; a table's lock may not, since everybody behind waits too.
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{UPGRADE_SECONDS}s'")
+    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{TABLE_LOCK_SECONDS}s'")
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{UPGRADE_SECONDS}s'")
 
 
 def _outside_transaction(connection: Connection, statement: str) -> None:

@@ -246,20 +246,18 @@ def test_reading_does_not_wait_for_a_writer(sessions: Sessions, now: Clock) -> N
             assert len(reader.scalars(select(AuditEvent)).all()) == 4
 
 
-@pytest.mark.parametrize("table", APPEND_ONLY)
-def test_the_engine_refuses_to_change_or_delete_a_row(
-    sessions: Sessions, engine: Engine, now: Clock, table: str
-) -> None:
+def test_the_engine_refuses_to_change_or_delete_a_row(sessions: Sessions, engine: Engine, now: Clock) -> None:
     fill(sessions, now)
-    column = "sha256" if table == "audit_subject" else "at" if table in {"audit_event", "reception"} else "id"
-    changes = [f"UPDATE {table} SET {column} = {column}", f"DELETE FROM {table}"]
-    if engine.dialect.name == "sqlite":
-        changes.append(f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}")
-    else:
-        changes += [f"TRUNCATE {table} CASCADE", f"SET session_replication_role = replica; DELETE FROM {table}"]
-    for change in changes:
-        with pytest.raises(DBAPIError, match="is append-only"), engine.begin() as connection:
-            connection.execute(text(change))
+    for table in APPEND_ONLY:
+        key = "sequence" if table.startswith("audit") else "id"
+        changes = [f"UPDATE {table} SET {key} = {key}", f"DELETE FROM {table}"]
+        if engine.dialect.name == "sqlite":
+            changes.append(f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}")
+        else:
+            changes += [f"TRUNCATE {table} CASCADE", f"SET session_replication_role = replica; DELETE FROM {table}"]
+        for change in changes:
+            with pytest.raises(DBAPIError, match="is append-only"), engine.begin() as connection:
+                connection.execute(text(change))
 
 
 def test_a_column_that_is_added_later_leaves_old_digests_alone(sessions: Sessions, engine: Engine, now: Clock) -> None:
