@@ -8,8 +8,10 @@ import secrets
 
 # OWASP's Password Storage Cheat Sheet names this pair of costs (32 MiB a try) among its equivalent minimums.
 COST, BLOCK_SIZE, PARALLELISM = 2**15, 8, 3
-FORM = re.compile(r"scrypt\$(\d{1,8})\$(\d{1,3})\$(\d{1,3})\$([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+)")
+BASE64 = r"((?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)"
+FORM = re.compile(rf"scrypt\$(\d{{1,8}})\$(\d{{1,3}})\$(\d{{1,3}})\${BASE64}\${BASE64}")
 MEMORY_BYTES = 256 << 20
+SHORTEST_BYTES = 16
 
 
 def hash_password(password: str, *, salt: bytes | None = None) -> str:
@@ -27,7 +29,8 @@ def well_formed(password_hash: str) -> bool:
         return False
     cost, block_size, parallelism = map(int, found.group(1, 2, 3))
     power_of_two = cost > 1 and cost & (cost - 1) == 0
-    return power_of_two and parallelism > 0 and 0 < 128 * cost * block_size <= MEMORY_BYTES // 2
+    affordable = 0 < 128 * cost * block_size <= MEMORY_BYTES // 2
+    return power_of_two and parallelism > 0 and affordable and len(base64.b64decode(found[5])) >= SHORTEST_BYTES
 
 
 def password_matches(password: str, password_hash: str) -> bool:
@@ -37,9 +40,7 @@ def password_matches(password: str, password_hash: str) -> bool:
         return False
     cost, block_size, parallelism = map(int, found.group(1, 2, 3))
     salt, expected = (base64.b64decode(part) for part in found.group(4, 5))
-    derived = _derive(
-        password, salt, cost=cost, block_size=block_size, parallelism=parallelism, length=max(len(expected), 1)
-    )
+    derived = _derive(password, salt, cost=cost, block_size=block_size, parallelism=parallelism, length=len(expected))
     return hmac.compare_digest(derived, expected)
 
 
