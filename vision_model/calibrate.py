@@ -27,7 +27,8 @@ def operating_point(probability: NDArray[np.float64], positive: NDArray[np.bool_
     Where many thresholds do as well on a small `val`, the highest raises the fewest false alarms; it lies midway
     between the two scores it parts, since neither side has a better claim to the gap.
     """
-    false_rate, true_rate, thresholds = roc_curve(positive, probability, drop_intermediate=False)
+    # The first threshold is infinite: no operating point.
+    false_rate, true_rate, thresholds = (x[1:] for x in roc_curve(positive, probability, drop_intermediate=False))
     balanced = (true_rate + 1 - false_rate) / 2
     best = balanced.max()
     n_true, n_false = positive.sum(), (~positive).sum()
@@ -35,10 +36,9 @@ def operating_point(probability: NDArray[np.float64], positive: NDArray[np.bool_
     error = 0.5 * np.sqrt(true_rate[i] * (1 - true_rate[i]) / n_true + false_rate[i] * (1 - false_rate[i]) / n_false)
     chosen = int(np.flatnonzero(balanced >= best - error)[0])  # thresholds fall, so the first is the highest
     above = thresholds[chosen]
-    below = probability[probability < above]
-    threshold = (above + below.max()) / 2 if below.size else above
+    middle = (above + probability[probability < above].max(initial=0)) / 2
     return OperatingPoint(
-        threshold=float(min(max(threshold, 1e-6), 1.0)),
+        threshold=float(middle if (probability < middle).sum() == (probability < above).sum() else above),
         rule=RULE,
         sensitivity=float(true_rate[chosen]),
         specificity=float(1 - false_rate[chosen]),

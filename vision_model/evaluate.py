@@ -209,7 +209,12 @@ def evaluate_task(
 
 
 def auroc(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Area under the ROC curve: of label 1 of two, else the mean over the labels present, one against the rest."""
+    """Area under the ROC curve: of label 1 of two, else the mean over the labels present, one against the rest.
+
+    Raises ValueError when all images are of one label.
+    """
+    if len(set(labels.tolist())) < 2:
+        raise ValueError("the area needs images of two labels")
     if probabilities.shape[1] == 2:
         return float(roc_auc_score(labels == 1, probabilities[:, 1]))
     present = [c for c in range(probabilities.shape[1]) if 0 < (labels == c).sum() < len(labels)]

@@ -37,7 +37,7 @@ class HilumNet(nn.Module):
         return torch.cat(taps, dim=-1)
 
     def unit_features(self, images: Tensor) -> Tensor:
-        """What ships: patch tokens (B, T, D) of about unit size, so that 1e-4 means the same for them as for a logit."""
+        """Patch tokens (B, T, D) as they ship: of about unit size, so that 1e-4 means the same as for a logit."""
         return self.forward_features(images) / TOKEN_SCALE
 
     def forward_head(self, tokens: Tensor) -> Tensor:

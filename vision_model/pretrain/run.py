@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import torch
 
 from vision_model import torchvision_shim
@@ -28,7 +29,9 @@ from vision_model.manifest import (
     Task,
     UnservedTask,
     file_sha256,
+    verify_graph,
 )
+from vision_model.manifest import read_manifest as read_model_manifest
 from vision_model.net import EMBEDDING_SIZE
 from vision_model.preprocess import normalise
 from vision_model.pretrain.heads import embed_examples, fit_heads, fit_reference
@@ -45,6 +48,7 @@ CONFORMAL_ALPHA = 0.1
 ROUTE_MINIMUM = 0.9
 PARITY_IMAGES = 64
 EVALUATION_NAME = "evaluation.json"
+GOLDEN_NAME = "golden.npz"
 
 
 def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: int = 1) -> Evaluation:
@@ -119,9 +123,29 @@ def publish(
         rng=np.random.default_rng(recipe.seed),
     )
     evaluation.notes.update({f"largest difference torch - ONNX, {k}": v for k, v in differences.items()})
+    write_golden(folder, spec=spec)
     (folder / EVALUATION_NAME).write_text(evaluation.to_json(), encoding="utf-8")
     (folder / MANIFEST_NAME).write_text(served_only(manifest, evaluation).to_json(), encoding="utf-8")
     return evaluation
+
+
+def evaluate_folder(folder: Path, *, data: Path) -> Evaluation:
+    """Measure the served tasks of a finished model on the `test` split of a folder of images.
+
+    Raises ModelNotFound, ManifestInvalid, ModelDigestMismatch and SourceInvalid.
+    """
+    manifest = read_model_manifest(folder)
+    graph = verify_graph(folder, manifest)
+    examples = _by_split(read_manifest(data))["test"]
+    return evaluate(
+        examples,
+        score(graph, examples, spec=manifest.input),
+        score_squares(graph, photographs(size=manifest.input.size), spec=manifest.input),
+        manifest=manifest,
+        curriculum=curriculum(),
+        command=f"hilum model evaluate --data {data.name}",
+        rng=np.random.default_rng(int(manifest.training.get("seed", "0"))),
+    )
 
 
 def calibrated_manifest(
@@ -222,6 +246,17 @@ def served_only(manifest: Manifest, evaluation: Evaluation) -> Manifest:
             if t.name not in hidden
         ),
     )
+
+
+def write_golden(folder: Path, *, spec: InputSpec) -> None:
+    """Keep the graph's outputs for a picture made by code, which `hilum model verify` repeats on the user's machine."""
+    axis = np.linspace(0, 1, spec.size, dtype=np.float32)
+    rings = 0.5 + 0.5 * np.sin(24 * np.hypot(axis[:, None] - 0.4, axis[None, :] - 0.6))
+    images = normalise(np.repeat(rings[..., None], 3, axis=2), spec=spec)[None]
+    session = onnxruntime.InferenceSession(folder / GRAPH_NAME, providers=["CPUExecutionProvider"])
+    names = ["embedding", "logits", "ood"]
+    outputs = session.run(names, {"images": images})
+    np.savez_compressed(folder / GOLDEN_NAME, images=images, **dict(zip(names, outputs, strict=True)))
 
 
 def table(evaluation: Evaluation) -> str:
