@@ -14,6 +14,9 @@ from pydicom.tag import Tag
 
 from dicom_io.errors import BadAttribute, DicomError
 
+# Longer than any text that a header shows; no file may fill an answer with one value.
+_TEXT_MAX = 1024
+
 
 def named(keyword: str) -> str:
     """An attribute as messages name it: `(0028,0010) Rows`."""
@@ -89,7 +92,7 @@ def text(dataset: Dataset, keyword: str) -> str | None:
     if value is None or isinstance(value, (bytes, Dataset)):
         return None
     # Lone surrogates, which some decoders leave, could be neither stored nor shown.
-    return str(value).replace("\0", "").encode(errors="replace").decode().strip() or None
+    return str(value).replace("\0", "").encode(errors="replace").decode().strip()[:_TEXT_MAX] or None
 
 
 def day(dataset: Dataset, keyword: str) -> date | None:

@@ -89,7 +89,8 @@ def _file(
 
 def _folder(folder: Path, *, limits: Limits, scratch: Path) -> Iterator[Source | Refused]:
     count = 0
-    for place, folders, files in os.walk(folder):
+    closed: list[OSError] = []
+    for place, folders, files in os.walk(folder, onerror=closed.append):
         folders.sort()
         for linked in [name for name in folders if (Path(place) / name).is_symlink()]:
             yield Refused(_relative(Path(place) / linked, folder), FileUnreadable("a link; links are not followed"))
@@ -106,6 +107,10 @@ def _folder(folder: Path, *, limits: Limits, scratch: Path) -> Iterator[Source |
                 yield Refused(name, FileUnreadable("not a regular file"))
             elif file_name.upper() != DIRECTORY_NAME:
                 yield from _file(path, name, limits=limits, scratch=scratch)
+    for error in closed:
+        yield Refused(
+            _relative(Path(error.filename), folder), FileUnreadable(f"the folder cannot be opened ({error.strerror})")
+        )
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -11,6 +11,9 @@ from dicom_io.errors import BadAttribute
 from dicom_io.layout import Layout
 from dicom_io.types import VoiLut
 
+# VOI LUTs of one frame; mammography, which has most, has three.
+_TABLES_MAX = 64
+
 
 class Table:
     """One look-up table: entry i belongs to the value `first + i`, and the end entries to all values beyond."""
@@ -89,7 +92,7 @@ def _filled(place: Dataset, sequence: str) -> list[Dataset]:
 def voi_luts(place: Dataset, *, signed: bool, little_endian: bool) -> tuple[VoiLut, ...]:
     """All items of the VOI LUT Sequence (PS3.3 C.11.2), entries scaled to 0..1."""
     found = []
-    for item in _filled(place, "VOILUTSequence"):
+    for item in _filled(place, "VOILUTSequence")[:_TABLES_MAX]:
         one = table(item, "LUTDescriptor", "LUTData", signed=signed, little_endian=little_endian)
         found.append(
             VoiLut(

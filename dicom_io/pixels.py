@@ -19,6 +19,7 @@ from dicom_io.types import Frame, InstanceRef, VoiFunction, VoiLut, Window
 
 _NO_REF = InstanceRef("", "", "", "")  # the parent knows the true one and puts it in
 _FUNCTIONS: dict[str, VoiFunction] = {function: function for function in get_args(VoiFunction)}
+_VOI_MAX = 64  # windows of one frame; the most seen is five
 _CENTIMETRE = 3  # Physical Units X and Y Direction (PS3.3 C.8.5.5.1.15)
 
 
@@ -43,10 +44,15 @@ def frame(part10: Part10, number: int, *, limits: Limits) -> Frame:
         luts: tuple[VoiLut, ...] = ()
     else:
         pixels, windows, luts = _grey(part10, form, decoded, number=number, notes=notes)
+    # A rescale beyond float32 gives infinities here.
+    with np.errstate(over="ignore"):
+        pixels = np.ascontiguousarray(pixels, dtype=np.float32)
+    if not np.isfinite(pixels).all():
+        raise BadAttribute(f"{named('RescaleSlope')} and its intercept give values that are not finite")
     return Frame(
         ref=_NO_REF,
         number=number,
-        pixels=np.ascontiguousarray(pixels, dtype=np.float32),
+        pixels=pixels,
         spacing_mm=spacing,
         windows=windows,
         voi_luts=luts,
@@ -73,7 +79,7 @@ def _colour(part10: Part10, form: Layout, decoded: Decoded) -> NDArray[np.float3
 
 def _grey(
     part10: Part10, form: Layout, decoded: Decoded, *, number: int, notes: list[str]
-) -> tuple[NDArray[np.float32], tuple[Window, ...], tuple[VoiLut, ...]]:
+) -> tuple[NDArray[Any], tuple[Window, ...], tuple[VoiLut, ...]]:
     """Modality units, larger is brighter, with the windows and VOI LUTs that fit them."""
     dataset, little_endian = part10.dataset, part10.syntax.little_endian
     stored = decoded.samples
@@ -98,7 +104,7 @@ def _grey(
             modality = np.where(np.isfinite(modality), modality, 0.0)
         else:
             modality = np.where(valid, modality, modality[valid].min())
-    return modality.astype(np.float32, copy=False), windows, luts
+    return modality, windows, luts
 
 
 def _modality(part10: Part10, form: Layout, stored: NDArray[Any], *, number: int) -> tuple[NDArray[Any], float, float]:
@@ -130,8 +136,9 @@ def _modality(part10: Part10, form: Layout, stored: NDArray[Any], *, number: int
     if not (exact and slope == 1.0 and intercept == int(intercept) and abs(intercept) < 2**23):
         values = values.astype(np.float64)
     ends = sorted((low * slope + intercept, high * slope + intercept))
-    values *= slope
-    values += intercept
+    with np.errstate(over="ignore", invalid="ignore"):
+        values *= slope
+        values += intercept
     return values, ends[0], ends[1]
 
 
@@ -178,7 +185,7 @@ def _windows(place: Dataset, notes: list[str]) -> tuple[Window, ...]:
     explanations = raw(place, "WindowCenterWidthExplanation")
     names = [explanations] if isinstance(explanations, str) else list(explanations or ())
     windows = []
-    for n, (centre, width) in enumerate(zip(centres, widths, strict=False)):
+    for n, (centre, width) in enumerate(zip(centres[:_VOI_MAX], widths, strict=False)):
         if not (width >= 1 if function == "LINEAR" else width > 0):
             notes.append(f"{named('WindowWidth')} is {width}, which {function} does not allow; that window is left out")
             continue

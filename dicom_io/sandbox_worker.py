@@ -73,19 +73,22 @@ def _refuse_monsters(part10: Part10, limits: Limits) -> None:
     assert number_of_frames(part10) > 0
 
 
-def _answer_or_error(request: wire.Message, opened: _OpenFile, limits: Limits) -> _Answer:
+def _answer_or_error(request: wire.Message, opened: _OpenFile, limits: Limits) -> list[bytes | memoryview]:
+    """The packed answer; whatever a broken file provokes is an answer too, not the end of the process."""
+    error: DicomError
     try:
-        return _answer(request, opened, limits)
+        return wire.pack(*_answer(request, opened, limits))
     except DicomError as exc:
-        return wire.error_message(exc), ()
+        error = exc
     except MemoryError:
         opened.forget()
-        return wire.error_message(SandboxOutOfMemory("the file needs more memory than a decoding process may have")), ()
+        error = SandboxOutOfMemory("the file needs more memory than a decoding process may have")
     except RecursionError:
-        return wire.error_message(NestingTooDeep("the data set is nested too deeply")), ()
-    except Exception as exc:  # noqa: BLE001 - whatever a broken file provokes is an answer, not the end of the process
+        error = NestingTooDeep("the data set is nested too deeply")
+    except Exception as exc:  # noqa: BLE001 - see above
         opened.forget()
-        return wire.error_message(Malformed(f"the file cannot be read ({type(exc).__name__})")), ()
+        error = Malformed(f"the file cannot be read ({type(exc).__name__})")
+    return wire.pack(wire.error_message(error))
 
 
 def _set_limits(limits: Limits) -> None:
@@ -112,8 +115,8 @@ def _read_exactly(descriptor: int, count: int) -> bytes:
     return parts
 
 
-def _write(descriptor: int, answer: _Answer) -> None:
-    for part in wire.pack(*answer):
+def _write(descriptor: int, parts: list[bytes | memoryview]) -> None:
+    for part in parts:
         view = memoryview(part)
         while view:
             view = view[os.write(descriptor, view) :]
@@ -129,7 +132,7 @@ def main(arguments: list[str]) -> None:
     os.dup2(nowhere, 1)
     _set_limits(limits)
     opened = _OpenFile(limits)
-    _write(answers, ({"ready": True}, ()))
+    _write(answers, wire.pack({"ready": True}))
     while True:
         header_bytes, payload_bytes = wire.sizes(_read_exactly(requests, wire.PREFIX.size), payload_bytes_max=0)
         request, _ = wire.unpack(_read_exactly(requests, header_bytes), bytearray(payload_bytes))

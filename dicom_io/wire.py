@@ -21,7 +21,7 @@ from dicom_io.types import Frame, Instance, InstanceRef, Patient, VoiFunction, V
 
 PREFIX = struct.Struct("<4sIQ")  # magic, bytes of the JSON header, bytes of arrays
 MAGIC = b"HLM1"
-HEADER_BYTES_MAX = 8 << 20
+HEADER_BYTES_MAX = 32 << 20
 
 Message = dict[str, Any]
 

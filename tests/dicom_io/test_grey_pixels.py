@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import booleans, floats, integers, sampled_from
 
-from dicom_io.errors import BadAttribute, PixelsNotRead
+from dicom_io.errors import BadAttribute, DicomError, PixelsNotRead
 from dicom_io.types import Frame, Window
 from dicom_io.voi import apply_voi
 from tests.dicom_io import build
@@ -261,3 +261,27 @@ def test_a_bad_attribute_is_named_with_its_value(
 def test_an_unknown_photometric_interpretation_is_refused(read_frames: ReadFrames) -> None:
     with pytest.raises(PixelsNotRead, match="HSV"):
         read_frames(RAMP, PhotometricInterpretation="HSV")
+
+
+@pytest.mark.parametrize("slope", ["1e300", "1e308", "-1e38"])
+def test_a_rescale_beyond_float32_is_refused(read_frames: ReadFrames, slope: str) -> None:
+    with pytest.raises(BadAttribute, match="not finite"):
+        read_frames(RAMP, RescaleSlope=slope, RescaleIntercept="0")
+
+
+def test_a_turned_window_beyond_all_numbers_is_an_error_and_no_crash(read_frames: ReadFrames) -> None:
+    with pytest.raises(DicomError) as caught:
+        read_frames(
+            np.zeros((2, 2), np.uint8),
+            PhotometricInterpretation="MONOCHROME1",
+            RescaleSlope="1e308",
+            RescaleIntercept="1e308",
+            WindowCenter="-1e308",
+            WindowWidth="5",
+        )
+    assert caught.value.code in ("dicom.bad-attribute", "dicom.malformed")
+
+
+def test_no_file_fills_an_answer_with_windows(read_frames: ReadFrames) -> None:
+    frame = one(read_frames(RAMP, WindowCenter=[1] * 3000, WindowWidth=[2] * 3000))
+    assert len(frame.windows) == 64

@@ -185,3 +185,32 @@ def test_a_number_of_frames_that_is_none_is_an_error(sandbox: Sandbox) -> None:
 def test_files_without_preamble_are_read_and_marked(sandbox: Sandbox, name: str) -> None:
     instance = read_instance(packaged(name), sandbox=sandbox)
     assert any("no preamble" in note for note in instance.warnings)
+
+
+def test_no_file_fills_an_answer_with_one_text(sandbox: Sandbox, tmp_path: Path) -> None:
+    content = build.part10(build.data_set(PIXELS, StudyDescription="X"))
+    long = build.element(0x0008, 0x1030, b"UT", b"Y" * (12 << 20))
+    content = content.replace(build.element(0x0008, 0x1030, b"LO", b"X "), long)
+    assert long in content
+    instance = read_instance(build.write(tmp_path, content), sandbox=sandbox)
+    assert instance.study_description == "Y" * 1024
+
+
+@pytest.mark.parametrize("name", ["brain 1;rm -rf.dcm", "Übersicht.dcm", "\udcff\udcfe.dcm", "line\nbreak.dcm"])
+def test_files_are_read_under_any_name(sandbox: Sandbox, tmp_path: Path, name: str) -> None:
+    path = build.write(tmp_path, build.part10(build.data_set(PIXELS)), name)
+    assert read_instance(path, sandbox=sandbox).path == path
+
+
+def test_a_path_that_no_system_allows_is_an_error(sandbox: Sandbox) -> None:
+    with pytest.raises(DicomError):
+        read_instance(Path("a\0b"), sandbox=sandbox)
+
+
+def test_reading_a_header_again_gives_the_same(sandbox: Sandbox, tmp_path: Path) -> None:
+    content = build.part10(build.data_set(PIXELS, PatientName="NAME"))
+    content = content.replace(b"PN\x04\0NAME", b"PN\x04\0\xc8\xe2\xe0\xed")
+    path = build.write(tmp_path, content)
+    first, second = (read_instance(path, sandbox=sandbox) for _ in range(2))
+    assert first == second
+    assert any("PatientName" in note for note in first.warnings)
