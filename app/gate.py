@@ -13,6 +13,8 @@ from vision_model.runtime import Prediction, TaskResult
 
 # PS3.6 Annex A: Secondary Capture and its four multi-frame kinds: screen shots, scanned paper, exported pictures.
 SECONDARY_CAPTURE = frozenset({"1.2.840.10008.5.1.4.1.1.7"} | {f"1.2.840.10008.5.1.4.1.1.7.{n}" for n in range(1, 5)})
+# Raw detector values of X-ray, mammography and intra-oral films (PS3.3 A.26): made for software, not to be looked at.
+FOR_PROCESSING = frozenset(f"1.2.840.10008.5.1.4.1.1.1.{n}.1" for n in (1, 2, 3))
 FILM_MODALITIES = frozenset({"CR", "DX"})
 FRONTAL_VIEWS = frozenset({"AP", "PA"})
 # PS3.3 C.8.1.2.1.1 and what vendors write for it: laterals, decubitus and oblique views.
@@ -159,6 +161,12 @@ def _by_header(facts: Facts, covered: list[Route]) -> tuple[Withheld | None, lis
         return refuse(
             "gate.secondary-capture",
             "This is a secondary capture, such as a screen shot or a scanned page, and not the original image.",
+        )
+    if facts.sop_class_uid in FOR_PROCESSING:
+        return refuse(
+            "gate.for-processing",
+            "This film holds raw detector values (For Processing), not the picture that is made of them; "
+            "send the film For Presentation.",
         )
     modality = _word(facts.modality)
     if modality is None:

@@ -19,6 +19,9 @@ from dicom_io.sandbox import Sandbox
 from tests.vision_model.tiny import tiny_model
 from vision_model.runtime import Model
 
+# What the two databases have no part in is shown on one.
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[Sandbox]:

@@ -17,14 +17,11 @@ from app.db.tables import AuditEvent, FindingRow, PredictionRow, WithheldRow
 from app.diagnose import plan
 from app.results import Diagnosed, NotDiagnosed, as_json
 from dicom_io.read import frames
-from tests.app.conftest import Desk
+from tests.app.conftest import Desk, on_sqlite
 from tests.app.films import MR_IMAGE, US_IMAGE, ct, film, gradient, report
 from tests.dicom_io import build
 from tests.vision_model.tiny import tiny_model
 from vision_model.runtime import Model
-
-# What the two databases have no part in is shown on one.
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 CHILD, ADULT = "cxr-pneumonia-child", "cxr-pneumonia-adult"
 CONTRACT = {

@@ -230,6 +230,7 @@ def test_without_a_body_part_the_router_decides_and_that_is_told(body_part: str 
         (film(modality=" "), prediction(), "gate.modality-absent"),
         (film(sop_class_uid=SECONDARY_CAPTURE), prediction(), "gate.secondary-capture"),
         (film(sop_class_uid=SECONDARY_CAPTURE + ".4"), prediction(), "gate.secondary-capture"),
+        (film(sop_class_uid=DX_IMAGE + ".1"), prediction(), "gate.for-processing"),
         (film(body_part="HAND"), prediction(), "gate.body-part-not-covered"),
         (film(view_position="LL"), prediction(), "gate.view-not-covered"),
         (film(view_position="RL"), prediction(), "gate.view-not-covered"),

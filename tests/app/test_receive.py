@@ -15,7 +15,7 @@ from app.receive import NotReceived, Received, digest, look, reopen
 from app.spool import Spool
 from dicom_io.limits import Limits
 from dicom_io.sandbox import Sandbox
-from tests.app.conftest import Desk
+from tests.app.conftest import Desk, on_sqlite
 from tests.app.films import ROOT, film, report, zipped
 
 
@@ -90,12 +90,14 @@ def test_instances_of_one_series_share_its_rows(desk: Desk, tmp_path: Path) -> N
         assert len(session.scalars(select(StoredInstance)).all()) == 3
 
 
+@on_sqlite
 def test_another_patient_in_a_known_study_is_told(desk: Desk, tmp_path: Path) -> None:
     first, second = desk.received(film(tmp_path / "in", 1), film(tmp_path / "in", 2, PatientID="P-18"))
     assert first.warnings == ()
     assert "another Patient ID" in second.warnings[0]
 
 
+@on_sqlite
 def test_of_an_unreadable_file_only_digest_size_and_reason_are_kept(desk: Desk, tmp_path: Path) -> None:
     path = tmp_path / "letter.txt"
     path.write_bytes(b"Dear colleague, " * 20)
@@ -108,12 +110,14 @@ def test_of_an_unreadable_file_only_digest_size_and_reason_are_kept(desk: Desk, 
     assert [kept for kept in desk.spool.root.rglob("*") if kept.is_file()] == []
 
 
+@on_sqlite
 def test_a_path_that_is_not_there_is_refused_and_the_rest_goes_on(desk: Desk, tmp_path: Path) -> None:
     arrivals = desk.receive(tmp_path / "nothing.dcm", film(tmp_path / "in"))
     assert refusals(arrivals) == {"nothing.dcm": "dicom.file-unreadable"}
     assert outcomes(desk.sessions) == ["refused", "stored"]
 
 
+@on_sqlite
 def test_the_good_members_of_a_zip_come_in_and_the_bad_one_is_named(desk: Desk, tmp_path: Path) -> None:
     junk = tmp_path / "junk.dcm"
     junk.write_bytes(b"no picture")
@@ -123,6 +127,7 @@ def test_the_good_members_of_a_zip_come_in_and_the_bad_one_is_named(desk: Desk, 
     assert outcomes(desk.sessions) == ["stored", "refused", "stored"]
 
 
+@on_sqlite
 def test_a_zip_bomb_is_refused_without_loss_of_the_files_beside_it(desk: Desk, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     film(folder, 1)
@@ -133,12 +138,14 @@ def test_a_zip_bomb_is_refused_without_loss_of_the_files_beside_it(desk: Desk, t
     assert outcomes(desk.sessions) == ["refused", "stored"]
 
 
+@on_sqlite
 def test_an_object_without_pixels_is_stored_and_listed(desk: Desk, tmp_path: Path) -> None:
     (arrival,) = desk.received(report(tmp_path / "in"))
     assert arrival.outcome == "stored"
     assert arrival.instance.number_of_frames == 0
 
 
+@on_sqlite
 def test_a_full_disk_refuses_the_file_and_keeps_no_row_of_it(desk: Desk, tmp_path: Path) -> None:
     full = replace(desk, spool=Spool(desk.spool.root, keep_free_bytes=1 << 60))
     arrivals = full.receive(film(tmp_path / "in", 1), film(tmp_path / "in", 2))
@@ -171,6 +178,7 @@ def test_neither_the_files_name_nor_the_patient_is_in_the_audit_trail_or_the_scr
     assert [left for left in desk.scratch.rglob("*") if left.name != ".lock"] == []
 
 
+@on_sqlite
 def test_a_stored_instance_is_opened_again_from_the_spool(desk: Desk, tmp_path: Path) -> None:
     (arrival,) = desk.received(film(tmp_path / "in"))
     with desk.sessions() as session:
