@@ -15,6 +15,7 @@ COMMANDS = {
     "db": "bring the database up to date, or compare it with this version",
     "audit": "verify the audit trail",
     "config": "show or check the settings, or hash a password",
+    "bench": "time the road from file to record on this machine",
 }
 DONE, DOMAIN_ERROR, USAGE, INTERRUPTED = 0, 1, 2, 130
 
