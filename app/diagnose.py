@@ -7,9 +7,10 @@ from itertools import islice
 from time import perf_counter
 
 from app.db.session import Sessions
+from app.errors import SpoolDamaged
 from app.gate import Facts, gate
 from app.identity import Actor
-from app.receive import Received
+from app.receive import Received, digest
 from app.record import record
 from app.results import Diagnosed, NotDiagnosed, ReadImage
 from app.window import as_record, choose, needs_route, present
@@ -117,6 +118,8 @@ def _prepare(
     done = 0
     started_at, started = now(), perf_counter()
     try:
+        if received.instance_id is not None and digest(instance.path)[0] != received.sha256:
+            raise SpoolDamaged(received.sha256)  # the record names the bytes that were looked at
         for frame in frames(instance, sandbox=sandbox, numbers=numbers):
             decode_ms, started = _ms_since(started), perf_counter()
             place = (f"Frame {frame.number} of {instance.number_of_frames}.",) if instance.number_of_frames > 1 else ()
@@ -139,7 +142,7 @@ def _prepare(
             yield image, model_input
             done += 1
             started_at, started = now(), perf_counter()
-    except (DicomError, ImageInvalid) as error:
+    except (DicomError, ImageInvalid, SpoolDamaged) as error:
         left = len(numbers) - done - 1
         more = f" The {left} frames after it were not read." if left else ""
         yield NotDiagnosed(received, numbers[done], error.code, f"{error}{more}")

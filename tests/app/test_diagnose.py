@@ -204,6 +204,20 @@ def test_a_file_that_cannot_be_decoded_is_audited_and_the_rest_goes_on(
 
 
 @on_sqlite
+def test_bytes_that_changed_in_the_spool_are_not_diagnosed(desk: Desk, tmp_path: Path) -> None:
+    (received,) = desk.received(film(tmp_path / "in", PatientAge="045Y"))
+    path = received.instance.path
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(content)
+    (result,) = desk.results(received)
+    assert isinstance(result, NotDiagnosed)
+    assert result.code == "spool.damaged"
+    assert counts(desk.sessions)["prediction"] == 0
+
+
+@on_sqlite
 def test_an_image_that_the_model_cannot_take_does_not_take_its_batch_with_it(desk: Desk, tmp_path: Path) -> None:
     dot = film(tmp_path / "in", 1, pixels=gradient(1, 1))
     results = list(desk.results(*desk.received(dot, film(tmp_path / "in", 2, PatientAge="045Y"))))
