@@ -187,7 +187,7 @@ def _traced(session: Session, wanted: Select[PredictionRow]) -> list[Traced]:
             AuditEvent.action == "predict",
         )
     )
-    events = dict(session.execute(recorded).tuples().all())
+    events = {row_id: event for row_id, event in session.execute(recorded)}  # noqa: C416 (dict() takes no typed rows)
     return [Traced(row, events.get(row.id)) for row in rows]
 
 
