@@ -14,7 +14,7 @@ from rle.rle import decode_frame as decode_rle_frame
 
 from dicom_io.attributes import named
 from dicom_io.codestream import JpegHeader, jpeg2000_header, jpeg_header, with_sequential_scan
-from dicom_io.errors import CannotDecode
+from dicom_io.errors import CannotDecode, Truncated
 from dicom_io.layout import Layout, Samples, settle_bits, shaped
 
 
@@ -38,9 +38,13 @@ def _fits(rows: int, columns: int, components: int, form: Layout) -> None:
 
 
 def jpeg(source: bytes, form: Layout, *, lossless: bool, name: str) -> Decoded:
-    """Decode a JPEG or JPEG-LS frame; raises CannotDecode."""
+    """Decode a JPEG or JPEG-LS frame; raises CannotDecode and Truncated."""
     header = jpeg_header(source)
     _fits(header.rows, header.columns, header.components, form)
+    # The decoder fills a frame that is cut off with grey and says nothing. Inside the coded data, FF is never followed
+    # by D9 (ISO/IEC 10918-1 B.1.1.2, 14495-1 A.1).
+    if source.find(b"\xff\xd9", header.scan_at) < 0:
+        raise Truncated("the JPEG codestream ends without its end marker, so the frame is incomplete")
     notes: list[str] = []
     mended = with_sequential_scan(source, header)
     if mended is not source:

@@ -53,12 +53,10 @@ def part10(dataset: Dataset, *, transfer_syntax: str = uid.ExplicitVRLittleEndia
     meta.TransferSyntaxUID = uid.UID(transfer_syntax)
     meta.ImplementationClassUID = uid.PYDICOM_IMPLEMENTATION_UID
     dataset.file_meta = meta
-    buffer = io.BytesIO(b"\0" * 128 + b"DICM")
-    buffer.seek(132)
+    dataset.preamble = bytes(128)
     written = io.BytesIO()
     dcmwrite(written, dataset, enforce_file_format=False)
-    buffer.write(written.getvalue())
-    return buffer.getvalue()
+    return written.getvalue()
 
 
 def encapsulated(dataset: Dataset, frames: Sequence[bytes], *, transfer_syntax: str) -> bytes:

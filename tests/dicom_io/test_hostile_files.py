@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import dcmread
+from pydicom.encaps import get_frame
 
 from dicom_io.errors import (
     CannotDecode,
@@ -15,6 +17,7 @@ from dicom_io.errors import (
     NotDicom,
     TooLarge,
     TransferSyntaxNotRead,
+    Truncated,
 )
 from dicom_io.limits import MIB, Limits
 from dicom_io.read import Sandbox, frames, read_instance
@@ -236,3 +239,19 @@ def test_a_file_cut_anywhere_is_an_error_with_a_code(sandbox: Sandbox, tmp_path:
             "dicom.transfer-syntax-missing",
             "dicom.truncated",
         }
+
+
+@pytest.mark.parametrize(
+    "name", ["SC_rgb_jpeg_dcmtk.dcm", "MR_small_jpeg_ls_lossless.dcm", "JPGExtended.dcm", "MR_small_jp2klossless.dcm"]
+)
+def test_a_codestream_cut_inside_its_fragment_never_gives_half_a_picture(
+    sandbox: Sandbox, tmp_path: Path, name: str
+) -> None:
+    """The JPEG decoder alone would fill the rest with grey."""
+    whole = dcmread(packaged(name))
+    codestream = get_frame(whole.PixelData, 0, number_of_frames=1)
+    for part in (0.99, 0.9, 0.5):
+        cut = codestream[: int(len(codestream.rstrip(b"\0\xff\xd9")) * part) // 2 * 2]
+        content = build.encapsulated(whole, [cut], transfer_syntax=whole.file_meta.TransferSyntaxUID)
+        with pytest.raises((Truncated, CannotDecode)):
+            read_bytes(content, sandbox=sandbox, folder=tmp_path)

@@ -79,11 +79,11 @@ def test_a_process_that_dies_on_a_file_is_an_error_and_the_next_file_reads(
 
 
 def test_a_process_that_does_not_answer_is_ended_at_the_time_limit(limits: Limits) -> None:
-    with Sandbox(workers=1, limits=replace(limits, wall_seconds=0.5)) as sandbox:
+    with Sandbox(workers=1, limits=replace(limits, wall_seconds=2.0)) as sandbox:
         read_instance(packaged("CT_small.dcm"), sandbox=sandbox)
         process_id = worker_of(sandbox).process_id
         os.kill(process_id, signal.SIGSTOP)
-        with pytest.raises(SandboxTimedOut, match=r"more than 0\.5 s"):
+        with pytest.raises(SandboxTimedOut, match=r"more than 2 s"):
             read_instance(packaged("MR_small.dcm"), sandbox=sandbox)
         assert not Path(f"/proc/{process_id}").exists()
 
