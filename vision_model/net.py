@@ -1,11 +1,16 @@
 """The encoder and its linear heads: a timm vision transformer read out at several depths."""
 
+from vision_model import torchvision_shim
+
+# isort: split
 import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vision_model.data.tasks import Curriculum
+
+__all__ = ["HilumNet", "torchvision_shim"]
 
 TAPS = (7, 9, 11)  # blocks 8, 10 and 12: sources differ in which depth serves them best
 WIDTH = 384

@@ -17,6 +17,7 @@ from vision_model.data.tasks import Curriculum, curriculum
 from vision_model.errors import LossNotFinite, ParityFailed, RecipeInvalid, SourceInvalid
 from vision_model.export import ServedNet, export
 from vision_model.manifest import GRAPH_NAME
+from vision_model.net import EMBEDDING_SIZE, HilumNet
 from vision_model.pretrain.heads import Heads, Reference
 from vision_model.pretrain.loop import train
 from vision_model.pretrain.recipe import Recipe, read_recipe
@@ -43,7 +44,10 @@ def recipe() -> Recipe:
     return read_recipe("tiny")
 
 
-def test_one_command_makes_a_model_that_loads_predicts_and_verifies(folder: Path, tmp_path: Path) -> None:
+def test_one_command_makes_a_model_that_loads_predicts_and_verifies(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vision_model.evaluate.BOOTSTRAPS", 40)
     evaluation = pretrain(recipe_name="tiny", data=folder, out=tmp_path / "run", version="9", workers=0)
     made = tmp_path / "run" / "model"
     model = vision_model.load(made)
@@ -146,8 +150,6 @@ def test_a_recipe_that_lacks_a_key_is_refused(tmp_path: Path, change: str, messa
 
 
 def test_a_graph_that_differs_from_torch_is_not_written(what: Curriculum, recipe: Recipe, tmp_path: Path) -> None:
-    from vision_model.net import EMBEDDING_SIZE, HilumNet
-
     groups = len(what.tasks)
     rng = np.random.default_rng(0)
     # Not rounded to fp16 beforehand, and large: what the file stores is then not what torch holds.

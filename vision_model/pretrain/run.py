@@ -13,7 +13,6 @@ import numpy as np
 import onnxruntime
 import torch
 
-from vision_model import torchvision_shim
 from vision_model.calibrate import RULE, conformal_quantile, operating_point, temperature
 from vision_model.data.mixture import MASKED, targets
 from vision_model.data.sources import Example, load_squares, read_manifest
@@ -38,8 +37,6 @@ from vision_model.pretrain.heads import embed_examples, fit_heads, fit_reference
 from vision_model.pretrain.loop import train
 from vision_model.pretrain.recipe import Recipe, read_recipe
 from vision_model.runtime import SHIPPED, softmax
-
-__all__ = ["pretrain", "torchvision_shim"]
 
 logger = logging.getLogger(__name__)
 
