@@ -191,6 +191,9 @@ def _hashing(send: Send) -> Send:
         if message["type"] == "http.response.start":
             start.update(message)
             return
+        if message["type"] != "http.response.body":
+            await send(message)
+            return
         parts.append(message.get("body", b""))
         if message.get("more_body"):
             return

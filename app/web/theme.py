@@ -1,4 +1,4 @@
-"""The dark, calm colours of the page, told to Gradio's components; `assets/hilum.css` uses the same ones by name."""
+"""The dark, calm colours of the page, told to Gradio's components; the style sheets use the same ones by name."""
 
 from gradio.themes import Base
 

@@ -12,7 +12,8 @@ RESEARCH_USE = "Research use only, not for diagnostic use"
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 HEAD = """
 <meta name="robots" content="noindex">
-<link rel="stylesheet" href="hilum/hilum.css">
+<link rel="stylesheet" href="hilum/page.css">
+<link rel="stylesheet" href="hilum/reader.css">
 <script type="module" src="hilum/reader.js"></script>
 """
 
