@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from app import logs
+
 COMMANDS = {
     "serve": "show the web page, and answer its uploads",
     "diagnose": "read files, folders or zips once and print what the model says",
@@ -28,8 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help(sys.stderr)
         return USAGE
-    from app import logs  # after parsing, so that `hilum --help` answers at once
-
     logs.setup(verbose=args.verbose)
     try:
         code: int = importlib.import_module(f"app.commands.{args.command}").run(args)

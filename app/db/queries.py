@@ -11,6 +11,7 @@ from app.db.tables import AuditEvent, AuditSubject, FindingRow, PredictionRow, S
 from app.errors import NotFound
 from app.identity import Actor
 
+BATCH = 5000  # instances a statement; SQLite takes 32,766 values in one
 State = Literal["unread", "withheld", "negative", "positive"]
 
 
@@ -121,8 +122,12 @@ def prediction(session: Session, actor: Actor, uid: str) -> Traced:
 def latest_predictions(session: Session, instances: Iterable[StoredInstance]) -> dict[tuple[int, int], Traced]:
     """The newest prediction of each frame of these instances, by instance id and frame number."""
     ids = [one.id for one in instances]
-    wanted = select(PredictionRow).where(PredictionRow.instance_id.in_(ids), _newest(PredictionRow))
-    return {(traced.row.instance_id, traced.row.frame_number): traced for traced in _traced(session, wanted)}
+    found: dict[tuple[int, int], Traced] = {}
+    for start in range(0, len(ids), BATCH):
+        batch = ids[start : start + BATCH]
+        wanted = select(PredictionRow).where(PredictionRow.instance_id.in_(batch), _newest(PredictionRow))
+        found |= {(traced.row.instance_id, traced.row.frame_number): traced for traced in _traced(session, wanted)}
+    return found
 
 
 def event_lines(
