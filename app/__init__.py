@@ -1,0 +1,1 @@
+"""Hilum, the application: commands, the page, use cases, and what is kept."""
