@@ -29,6 +29,8 @@ _END64_LOCATOR = struct.Struct("<4sIQI")
 _END64_RECORD = struct.Struct("<4sQ2H2I4Q")
 _ENCRYPTED = 0x1
 _COPY_BYTES = 1 << 20
+# One entry of the list of members, its name and extra fields included.
+_MEMBER_BYTES_MAX = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +178,8 @@ def _zip(path: Path, name: str, *, limits: Limits, scratch: Path) -> Iterator[So
 def _check_central_directory(stream: BinaryIO, *, limits: Limits) -> None:
     """Count the members header by header before `zipfile`, which believes what it reads, makes an object of each."""
     start, size = _central_directory(stream)
+    if size > limits.archive_members * _MEMBER_BYTES_MAX:
+        raise ZipRefused(f"the list of members of the zip archive has {size} bytes, too many for any list of files")
     stream.seek(start)
     remaining, count = size, 0
     while remaining >= _CENTRAL_HEADER.size:

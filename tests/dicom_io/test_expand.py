@@ -140,6 +140,12 @@ def test_a_million_members_are_refused_before_they_are_listed(tmp_path: Path, sc
     assert "more than 50000 members" in str(only_refusal(path, scratch).error)
 
 
+def test_a_list_of_members_that_is_too_long_is_refused_unread(tmp_path: Path, scratch: Path) -> None:
+    path = zipped(tmp_path / "names.zip", {f"{n}" + "n" * 4000: b"" for n in range(20)})
+    refused = only_refusal(path, scratch, replace(Limits(), archive_members=50))
+    assert "too many for any list of files" in str(refused.error)
+
+
 def test_a_zip_bomb_is_refused_by_what_it_declares(tmp_path: Path, scratch: Path) -> None:
     path = zipped(tmp_path / "bomb.zip", {f"{n}": bytes(40 << 20) for n in range(4)})
     assert path.stat().st_size < 1 << 20

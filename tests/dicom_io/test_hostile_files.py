@@ -149,6 +149,14 @@ def test_deeper_nesting_is_refused(sandbox: Sandbox, tmp_path: Path, depth: int,
         read_instance(build.write(tmp_path, nested(depth, undefined=undefined)), sandbox=sandbox)
 
 
+def test_deep_nesting_in_the_file_meta_information_is_refused(sandbox: Sandbox, tmp_path: Path) -> None:
+    opening = struct.pack("<HH2sHI", 0x0002, 0x0102, b"SQ", 0, UNDEFINED) + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    content = build.part10(SMALL)
+    start = data_set_start(content)
+    with pytest.raises(NestingTooDeep):
+        read_instance(build.write(tmp_path, content[:start] + opening * 5000 + content[start:]), sandbox=sandbox)
+
+
 def test_too_many_elements_are_refused(tmp_path: Path) -> None:
     content = build.part10(SMALL)
     at = content.index(b"\x20\x00\x0d\x00UI")
