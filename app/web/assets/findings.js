@@ -15,6 +15,10 @@ export class Findings {
 
   // `images` is the whole series, `index` the image in sight, `heat` the finding whose map is shown.
   show({ study, images, index, heat, busy }) {
+    // Nothing is redrawn that stays the same, so that no button is replaced between pressing and releasing it.
+    const state = JSON.stringify([study?.study_instance_uid, images.map((image) => image.prediction), index, heat, busy]);
+    if (state === this.state) return;
+    this.state = state;
     if (!study) {
       this.element.replaceChildren(h("p", { class: "empty" }, "Add images or open an earlier study."));
       return;
