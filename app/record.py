@@ -7,7 +7,6 @@ from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 
-import onnxruntime
 from sqlalchemy.orm import Session
 
 from app.db import audit
@@ -18,6 +17,7 @@ from app.identity import Actor
 from app.receive import Received
 from app.results import Diagnosed, NotDiagnosed, Trace
 from vision_model.manifest import Manifest
+from vision_model.runtime import RUNTIME_VERSION
 
 
 def record(
@@ -91,7 +91,7 @@ def prediction_row(
         threshold_set=manifest.threshold_set,
         provider=prediction.provider,
         precision=prediction.precision,
-        runtime_version=f"onnxruntime {onnxruntime.__version__}",
+        runtime_version=f"onnxruntime {RUNTIME_VERSION}",
         hilum_version=version("hilum"),
         file_sha256=image.received.sha256,
         transfer_syntax_uid=image.received.instance.transfer_syntax_uid,

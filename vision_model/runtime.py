@@ -14,6 +14,7 @@ from vision_model.preprocess import ModelInput, prepare
 
 MODELS = Path(__file__).parent / "models"
 SHIPPED = "hilum-vits14"
+RUNTIME_VERSION: str = onnxruntime.__version__
 # (B, D), (B, T, C), (B, C), (B, G); the graph also has `patch_tokens` (B, T, D), fetched only when asked for.
 OUTPUTS = ("embedding", "token_logits", "logits", "ood")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
