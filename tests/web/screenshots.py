@@ -3,10 +3,12 @@
 FILM is a chest radiograph; without one, the findings are those of the packaged head CT.
 """
 
+import io
 import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.services import require
@@ -34,10 +36,12 @@ def main(film: Path | None, model_folder: Path | None) -> None:
             _sample(page, "Head CT")
         else:
             page.set_input_files("#choose-files", film)
+            expect(page.locator(".activity-list")).to_contain_text(film.name)
             _done(page)
             if page.locator("#stated-age").count():
                 page.fill("#stated-age", "43")
                 page.get_by_role("button", name="Diagnose with this age").click()
+                expect(page.locator("#stated-age")).to_have_count(0)
                 _done(page)
         if page.get_by_role("button", name="Heat map for").count():
             page.get_by_role("button", name="Heat map for").first.click()
@@ -52,6 +56,7 @@ def main(film: Path | None, model_folder: Path | None) -> None:
 
 def _sample(page: Page, title: str) -> None:
     page.get_by_role("button", name=title).click()
+    expect(page.locator(".activity-list")).to_contain_text(title)
     _done(page)
 
 
@@ -64,7 +69,8 @@ def _keep(page: Page, name: str) -> None:
     page.mouse.move(5, 760)
     page.wait_for_timeout(800)  # until the last picture is drawn
     PICTURES.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=PICTURES / f"{name}.png")
+    taken = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    taken.quantize(256).save(PICTURES / f"{name}.png", optimize=True)  # a third of the size
 
 
 if __name__ == "__main__":

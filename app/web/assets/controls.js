@@ -63,8 +63,8 @@ export class Controls {
       id: "heat",
       onchange: () => this.showHeat(this.findings[Number(this.heatChoice.value)] ?? null),
     });
-    this.opacity = this.range("Opacity of the heat map", { id: "opacity", min: 0, max: 100, step: 1, value: 50 }, (value) => this.setOpacity(value));
-    this.opacityWords = h("output", { for: "opacity" }, "50 %");
+    this.opacity = this.range("Opacity of the heat map", { id: "opacity", min: 0, max: 100, step: 1, value: 40 }, (value) => this.setOpacity(value));
+    this.opacityWords = h("output", { for: "opacity" }, "40 %");
     this.barHigh = h("span", {}, "");
     const element = h(
       "section",
@@ -317,7 +317,7 @@ export class Controls {
   overlay(map, finding) {
     this.shown = map ? finding : null;
     if (finding) this.lastShown = finding;
-    const opacity = this.opacities.get(finding?.label) ?? 50;
+    const opacity = this.opacities.get(finding?.label) ?? 40;
     this.opacity.value = opacity;
     this.setOpacity(opacity);
     this.opacity.disabled = !map;

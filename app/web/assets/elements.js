@@ -51,7 +51,7 @@ export function number(value) {
 
 // A probability in hundredths, never rounded up to certainty or down to none.
 export function percent(probability) {
-  if (probability > 0.995 && probability < 1) return "> 99 %";
-  if (probability > 0 && probability < 0.005) return "< 1 %";
-  return `${Math.round(probability * 100)} %`;
+  if (probability > 0.995 && probability < 1) return "> 99\u00a0%";
+  if (probability > 0 && probability < 0.005) return "< 1\u00a0%";
+  return `${Math.round(probability * 100)}\u00a0%`;
 }

@@ -119,7 +119,7 @@ export class Findings {
     const state = finding.normal ? "" : finding.positive ? "above" : "below";
     const verdict = finding.normal
       ? "not a finding"
-      : `${state} the operating threshold of ${percent(finding.threshold)}`;
+      : `${state} the threshold of ${percent(finding.threshold)}`;
     return h(
       "div",
       { class: `label ${state}` },

@@ -6,7 +6,7 @@ const SMALLEST_ZOOM = 0.02;
 const LARGEST_ZOOM = 40;
 // Plasma (matplotlib, CC0): lightness rises evenly, and no grey of the image is one of its colours.
 const PLASMA = ["#0d0887", "#5c01a6", "#9c179e", "#cc4778", "#ed7953", "#fdb42f", "#f0f921"];
-export const FAINTEST_SHOWN = 0.12; // share of the scale under which the heat map lets the image through untouched
+export const FAINTEST_SHOWN = 0.3; // share of the scale under which the heat map lets the image through untouched
 
 export class Viewport {
   constructor(canvas, { changed }) {
@@ -15,7 +15,7 @@ export class Viewport {
     this.tool = "window";
     this.frame = null;
     this.heat = null;
-    this.opacity = 0.5;
+    this.opacity = 0.4;
     this.picture = document.createElement("canvas");
     this.reset();
     this.listen();
@@ -224,7 +224,8 @@ export class Viewport {
 }
 
 export function colourBar() {
-  return `linear-gradient(to right, ${PLASMA.join(", ")})`;
+  const places = PLASMA.map((colour, index) => `${colour} ${100 * (FAINTEST_SHOWN + ((1 - FAINTEST_SHOWN) * index) / (PLASMA.length - 1))}%`);
+  return `linear-gradient(to right, transparent ${100 * FAINTEST_SHOWN}%, ${places.join(", ")})`;
 }
 
 // One opacity for all that is shown: how much a region speaks for the finding is told by its colour alone.
@@ -238,7 +239,7 @@ function coloured({ rows, columns, values, scale }) {
   for (let i = 0; i < values.length; i++) {
     const share = Math.min(1, values[i] / scale);
     if (share < FAINTEST_SHOWN) continue;
-    const [red, green, blue] = palette[Math.round(share * 255)];
+    const [red, green, blue] = palette[Math.round(((share - FAINTEST_SHOWN) / (1 - FAINTEST_SHOWN)) * 255)];
     image.data.set([red, green, blue, 255], i * 4);
   }
   context.putImageData(image, 0, 0);
