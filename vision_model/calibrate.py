@@ -8,10 +8,13 @@ from sklearn.metrics import roc_curve
 from vision_model.manifest import OperatingPoint
 from vision_model.runtime import softmax
 
-RULE = "the highest threshold whose balanced accuracy on val is within one standard error of the best"
+RULE = (
+    "the highest threshold whose balanced accuracy is within one standard error of the best, "
+    "on val as it is and as other scanners and windows would have made it"
+)
 
 
-def temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+def temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
     """The temperature that makes (N, C) logits likeliest for the labels (Guo et al. 2017, arXiv 1706.04599)."""
 
     def loss(log_temperature: float) -> float:

@@ -96,7 +96,8 @@ def score(graph: Path, examples: Sequence[Example], *, spec: InputSpec) -> Score
 def score_squares(graph: Path, squares: NDArray[np.uint8], *, spec: InputSpec, batch: int = 16) -> Scores:
     """Run the graph over (N, S, S, 3) 8-bit squares on the CPU."""
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    logits, ood = [], []
+    logits: list[NDArray[np.float32]] = []
+    ood: list[NDArray[np.float32]] = []
     for start in tqdm(range(0, len(squares), batch), desc="score", unit="batch", mininterval=10):
         unit = squares[start : start + batch].astype(np.float32) / np.float32(255)
         images = np.stack([normalise(s, spec=spec) for s in unit])
@@ -227,7 +228,7 @@ def bootstrap_interval(
     """95 % percentile intervals of several figures at once, resampling whole groups: (lower bounds, upper bounds)."""
     names, inverse = np.unique(groups, return_inverse=True)
     members = [np.flatnonzero(inverse == i) for i in range(len(names))]
-    draws = []
+    draws: list[tuple[float, ...]] = []
     while len(draws) < BOOTSTRAPS:
         chosen = np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])
         try:

@@ -27,6 +27,11 @@ FP16_FROM = 1024  # smaller tensors stay fp32: nothing to gain
 class ServedNet(nn.Module):
     """The graph that ships: the encoder, the fitted heads and the out-of-distribution reference."""
 
+    ood_mean: Tensor
+    ood_directions: Tensor
+    ood_gains: Tensor
+    ood_inverse_rest: Tensor
+
     def __init__(self, net: HilumNet, heads: Heads, reference: Reference) -> None:
         super().__init__()
         self.net = net

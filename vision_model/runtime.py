@@ -179,7 +179,7 @@ def load(path: str | Path | None = None, *, provider: str = "cpu", threads: int 
     return Model(manifest, session)
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     """Softmax over the last axis in double precision."""
     shifted = np.exp(np.asarray(logits, np.float64) - logits.max(axis=-1, keepdims=True))
     probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=-1, keepdims=True)

@@ -12,12 +12,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from tqdm import tqdm
 
+from vision_model.calibrate import temperature
 from vision_model.data.mixture import MASKED
 from vision_model.data.sources import Example, load_squares
 from vision_model.data.tasks import Curriculum
 from vision_model.manifest import InputSpec
 from vision_model.net import HilumNet
 from vision_model.preprocess import normalise
+from vision_model.runtime import softmax
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +69,9 @@ def fit_heads(
     curriculum: Curriculum,
     strengths: Sequence[float],
 ) -> Heads:
-    """L2-regularised logistic regression for the route and each task, its strength chosen by log loss on `val`.
+    """L2-regularised logistic regression for the route and each task, its strength chosen on `val`.
 
+    Chosen by log loss once a temperature is fitted, since one will be: how sure a head is can be mended, its order not.
     `train` and `val` are (embeddings, targets); a target of MASKED leaves an image out of that task.
     """
     centre, scale = train[0].mean(axis=0), train[0].std(axis=0) + 1e-6
@@ -80,9 +83,10 @@ def fit_heads(
         x_val, y_val = _labelled(val, column)
         candidates = []
         for strength in strengths:
-            fitted = LogisticRegression(C=strength, max_iter=400).fit((x - centre) / scale, y)
-            probabilities = fitted.predict_proba((x_val - centre) / scale)
-            candidates.append((log_loss(y_val, probabilities, labels=fitted.classes_), strength, fitted))
+            fitted = LogisticRegression(C=strength, max_iter=1000).fit((x - centre) / scale, y)
+            log_probabilities = fitted.predict_log_proba((x_val - centre) / scale)
+            calibrated = softmax(log_probabilities / temperature(log_probabilities, y_val))
+            candidates.append((log_loss(y_val, calibrated, labels=fitted.classes_), strength, fitted))
         loss, strength, best = min(candidates, key=lambda c: (c[0], c[1]))
         logger.info("%s: C %s, log loss %.4f on %s images of val", name, strength, loss, len(y_val))
         coefficients, intercept = best.coef_, best.intercept_

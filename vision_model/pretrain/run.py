@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 
 from vision_model.calibrate import RULE, conformal_quantile, operating_point, temperature
+from vision_model.data.augment import Augmentation
 from vision_model.data.mixture import MASKED, targets
 from vision_model.data.sources import Example, load_squares, read_manifest
 from vision_model.data.tasks import Curriculum, curriculum
@@ -44,6 +46,7 @@ SERVED_FROM = 0.75  # lower 95 % bound of the test AUROC
 CONFORMAL_ALPHA = 0.1
 ROUTE_MINIMUM = 0.9
 PARITY_IMAGES = 64
+VIEWS = 2  # changed copies of each val image that operating points are chosen on
 EVALUATION_NAME = "evaluation.json"
 GOLDEN_NAME = "golden.npz"
 
@@ -100,9 +103,11 @@ def publish(
 ) -> Evaluation:
     """Calibrate the graph in `folder` on `val`, measure it on `test`, and write its manifest and evaluation."""
     graph = folder / GRAPH_NAME
+    squares = load_squares(by_split["val"], spec=spec)
     manifest = calibrated_manifest(
         by_split["val"],
-        score(graph, by_split["val"], spec=spec),
+        score_squares(graph, squares, spec=spec),
+        score_squares(graph, other_views(squares, by_split["val"], seed=recipe.seed), spec=spec),
         what=what,
         recipe=recipe,
         spec=spec,
@@ -148,6 +153,7 @@ def evaluate_folder(folder: Path, *, data: Path) -> Evaluation:
 def calibrated_manifest(
     examples: Sequence[Example],
     scores: Scores,
+    other_scores: Scores,
     *,
     what: Curriculum,
     recipe: Recipe,
@@ -156,7 +162,11 @@ def calibrated_manifest(
     version: str,
     sources: tuple[dict[str, str], ...],
 ) -> Manifest:
-    """A manifest with every task, calibrated on these `val` examples; test figures are zero until they are measured."""
+    """A manifest with every task, calibrated on these `val` examples; test figures are zero until they are measured.
+
+    `other_scores` are those of `other_views` of the same images. Only the operating points look at them: a threshold
+    is carried to other scanners, while temperatures and prediction sets promise nothing beyond images like these.
+    """
     truth = targets(examples, what)
     tasks = []
     for i, task in enumerate(what.tasks):
@@ -165,6 +175,9 @@ def calibrated_manifest(
         logits = scores.logits[of_task, first : first + len(task.labels)]
         t = temperature(logits, labels)
         probabilities = softmax(logits / t)
+        all_views = np.tile(of_task, VIEWS)
+        seen = softmax(np.concatenate([logits, other_scores.logits[all_views, first : first + len(task.labels)]]) / t)
+        seen_labels = np.tile(labels, 1 + VIEWS)
         tasks.append(
             Task(
                 name=task.name,
@@ -177,7 +190,7 @@ def calibrated_manifest(
                         display=label.display,
                         code=label.code,
                         normal=label.normal,
-                        operating_point=operating_point(probabilities[:, c], labels == c),
+                        operating_point=operating_point(seen[:, c], seen_labels == c),
                     )
                     for c, label in enumerate(task.labels)
                 ),
@@ -218,6 +231,19 @@ def calibrated_manifest(
             "commit": _commit(),
             "made": datetime.now(UTC).date().isoformat(),
         },
+    )
+
+
+def other_views(squares: NDArray[np.uint8], examples: Sequence[Example], *, seed: int) -> NDArray[np.uint8]:
+    """(VIEWS * N, S, S, 3): the squares as the training augmentation changes them, one whole round after another."""
+    augmentation = Augmentation()
+    return np.stack(
+        [
+            np.rint(augmentation(image, modality=example.modality, seed=seed + number) * 255).astype(np.uint8)
+            for number, (image, example) in enumerate(
+                zip(np.tile(squares, (VIEWS, 1, 1, 1)), [*examples] * VIEWS, strict=True)
+            )
+        ]
     )
 
 
