@@ -1,6 +1,6 @@
 """Where in the image a logit comes from, without autograd.
 
-The head is linear on the mean of the patch tokens, so a logit is exactly the mean of its patches' logits. That is a
+The head is linear on the mean of the patch tokens, so a logit is exactly the sum of its patches' shares. That is a
 decomposition of the head, not proof of cause: attention has mixed the patches before.
 """
 
@@ -22,9 +22,9 @@ def relevance_map(prediction: Prediction, *, manifest: Manifest, task: str, labe
     names = [entry.name for entry in definition.labels]
     if label not in names:
         raise UnknownLabel(f"task {task!r} has no label {label!r}; its labels are {', '.join(names)}")
-    column = prediction.token_logits[:, definition.first_logit + names.index(label)]
+    column = prediction.patch_logits[:, definition.first_logit + names.index(label)]
     grid = manifest.input.grid
-    return (column / np.float32(len(column))).reshape(grid, grid)
+    return column.reshape(grid, grid)
 
 
 def contrast_map(prediction: Prediction, *, manifest: Manifest, task: str, label: str) -> NDArray[np.float32]:

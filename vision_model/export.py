@@ -18,7 +18,7 @@ from vision_model.pretrain.heads import Heads, Reference
 
 logger = logging.getLogger(__name__)
 
-OUTPUTS = ("embedding", "patch_tokens", "token_logits", "logits", "ood")
+OUTPUTS = ("embedding", "patch_tokens", "patch_logits", "logits", "ood")
 TOLERANCE = 1e-4
 OPSET = 18
 FP16_FROM = 1024  # smaller tensors stay fp32: nothing to gain
@@ -41,18 +41,18 @@ class ServedNet(nn.Module):
             self.register_buffer(f"ood_{name}", torch.from_numpy(getattr(reference, name)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(B, 3, S, S) -> embedding (B, D), patch tokens (B, T, D), token logits (B, T, C), logits (B, C), ood (B, G).
+        """(B, 3, S, S) -> embedding (B, D), patch tokens (B, T, D), patch logits (B, T, C), logits (B, C), ood (B, G).
 
-        `ood` is the squared Mahalanobis distance to each task's training images over the embedding's width, so that
-        about 1 is usual.
+        Patch logits are each patch's share of the logits, bias included; they sum to them. `ood` is the squared
+        Mahalanobis distance to each task's training images over the embedding's width, so that about 1 is usual.
         """
         tokens = self.net.unit_features(images)
-        token_logits = self.net.head(tokens)
+        patch_logits = self.net.head(tokens) / tokens.shape[1]
         embedding = tokens.mean(dim=1)
         away = embedding[:, None, :] - self.ood_mean  # (B, G, D)
         along = torch.einsum("bgd,gkd->bgk", away, self.ood_directions)
         distance = self.ood_inverse_rest * away.square().sum(-1) - (along.square() * self.ood_gains).sum(-1)
-        return embedding, tokens, token_logits, token_logits.mean(dim=1), distance / embedding.shape[-1]
+        return embedding, tokens, patch_logits, patch_logits.sum(dim=1), distance / embedding.shape[-1]
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ MODELS = Path(__file__).parent / "models"
 SHIPPED = "hilum-vits14"
 RUNTIME_VERSION: str = onnxruntime.__version__
 # (B, D), (B, T, C), (B, C), (B, G); the graph also has `patch_tokens` (B, T, D), fetched only when asked for.
-OUTPUTS = ("embedding", "token_logits", "logits", "ood")
+OUTPUTS = ("embedding", "patch_logits", "logits", "ood")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -60,7 +60,7 @@ class Prediction:
     route_probability: float
     route_probabilities: dict[str, float]
     embedding: NDArray[np.float32] = field(repr=False)  # (D,)
-    token_logits: NDArray[np.float32] = field(repr=False)  # (T, C); their mean over T is the logits
+    patch_logits: NDArray[np.float32] = field(repr=False)  # (T, C); they sum over T to the logits
     model_sha256: str
     input_sha256: str
     provider: str
@@ -121,7 +121,7 @@ class Model:
         self,
         model_input: ModelInput,
         embedding: NDArray[np.float32],
-        token_logits: NDArray[np.float32],
+        patch_logits: NDArray[np.float32],
         logits: NDArray[np.float32],
         ood: NDArray[np.float32],
     ) -> Prediction:
@@ -138,7 +138,7 @@ class Model:
             route_probability=probability,
             route_probabilities={n: float(p) for n, p in zip(names, route_probabilities, strict=True)},
             embedding=embedding,
-            token_logits=token_logits,
+            patch_logits=patch_logits,
             model_sha256=manifest.graph_sha256,
             input_sha256=model_input.sha256,
             provider=self.provider,

@@ -90,7 +90,7 @@ def prediction(
         route_probability=route_probability,
         route_probabilities={} if route is None else {route: route_probability},
         embedding=np.zeros(4, np.float32),
-        token_logits=np.zeros((1, 1), np.float32),
+        patch_logits=np.zeros((1, 1), np.float32),
         model_sha256="0" * 64,
         input_sha256="0" * 64,
         provider="CPUExecutionProvider",

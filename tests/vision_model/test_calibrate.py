@@ -16,6 +16,13 @@ def test_temperature_recovers_the_scale_that_labels_were_drawn_with() -> None:
     assert temperature(logits, labels) == pytest.approx(2.5, rel=0.05)
 
 
+def test_a_few_images_that_are_told_apart_do_not_prove_certainty() -> None:
+    logits = np.array([[4.0, -4.0], [-4.0, 4.0]] * 10)
+    labels = np.array([0, 1] * 10)
+    confidence = softmax(logits / temperature(logits, labels)).max()
+    assert confidence == pytest.approx(21 / 22, abs=1e-3)
+
+
 def test_quantile_is_the_rank_that_the_theorem_names() -> None:
     # n = 9, alpha = .1: rank ceil(10 * .9) = 9, the largest score; n = 8 promises nothing.
     scores = np.linspace(0.1, 0.9, 9)

@@ -50,8 +50,8 @@ def _graph(weight: np.ndarray, bias: np.ndarray, *, groups: int) -> onnx.ModelPr
         helper.make_node("Transpose", ["columns"], ["patch_tokens"], perm=[0, 2, 1]),
         helper.make_node("ReduceMean", ["patch_tokens", "token_axis"], ["embedding"], keepdims=0),
         helper.make_node("MatMul", ["patch_tokens", "weight"], ["unbiased"]),
-        helper.make_node("Add", ["unbiased", "bias"], ["token_logits"]),
-        helper.make_node("ReduceMean", ["token_logits", "token_axis"], ["logits"], keepdims=0),
+        helper.make_node("Add", ["unbiased", "bias"], ["patch_logits"]),
+        helper.make_node("ReduceSum", ["patch_logits", "token_axis"], ["logits"], keepdims=0),
         helper.make_node("Mul", ["embedding", "embedding"], ["squares"]),
         helper.make_node("MatMul", ["squares", "ones"], ["ood"]),
     ]
@@ -59,7 +59,7 @@ def _graph(weight: np.ndarray, bias: np.ndarray, *, groups: int) -> onnx.ModelPr
     outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", w]) for n, w in widths.items()]
     outputs += [
         helper.make_tensor_value_info("patch_tokens", TensorProto.FLOAT, ["batch", tokens, CHANNELS]),
-        helper.make_tensor_value_info("token_logits", TensorProto.FLOAT, ["batch", tokens, len(bias)]),
+        helper.make_tensor_value_info("patch_logits", TensorProto.FLOAT, ["batch", tokens, len(bias)]),
     ]
     graph = helper.make_graph(
         nodes,
@@ -69,8 +69,8 @@ def _graph(weight: np.ndarray, bias: np.ndarray, *, groups: int) -> onnx.ModelPr
         [
             tensor("flat", np.array([0, CHANNELS, tokens], np.int64)),
             tensor("token_axis", np.array([1], np.int64)),
-            tensor("weight", weight),
-            tensor("bias", bias),
+            tensor("weight", (weight / tokens).astype(np.float32)),
+            tensor("bias", (bias / tokens).astype(np.float32)),
             tensor("ones", np.ones((CHANNELS, groups), np.float32)),
         ],
     )
