@@ -86,6 +86,7 @@ def export(served: ServedNet, *, size: int, path: Path, images: NDArray[np.float
     assert program is not None
     model = program.model_proto
     store_as_fp16(model)
+    strip_notes(model)
     onnx.checker.check_model(model)
     onnx.save(model, part)
     try:
@@ -134,6 +135,14 @@ def store_as_fp16(model: onnx.ModelProto) -> None:
     model.graph.initializer.extend(kept)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def strip_notes(model: onnx.ModelProto) -> None:
+    """Take out the exporter's notes: stack traces with the paths of the machine that the export ran on."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
 
 
 def _refuse_flips(torch_logits: NDArray[np.float32], onnx_logits: NDArray[np.float32]) -> None:
