@@ -23,6 +23,9 @@ from vision_model.runtime import softmax
 
 logger = logging.getLogger(__name__)
 
+# Of features of about unit size; below it a distance would measure the rounding of fp32.
+VARIANCE_FLOOR = 1e-4
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -107,6 +110,7 @@ def fit_reference(
         x, _ = _labelled(train, column)
         covariance = LedoitWolf().fit(x)
         values, vectors = np.linalg.eigh(covariance.covariance_)
+        values = np.maximum(values, VARIANCE_FLOOR)
         rest = values[:-components].mean()
         means.append(x.mean(axis=0))
         directions.append(vectors[:, -components:].T)
