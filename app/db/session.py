@@ -1,6 +1,8 @@
 """Open the database, and give out sessions that read and sessions that write one after the other."""
 
 import logging
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,13 +118,27 @@ def _make_folder(_dialect: object, _record: object, arguments: list[str], _keywo
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     # The driver's own transaction control begins too late for a stable read and never begins IMMEDIATE.
     connection.isolation_level = None
+    _enter_wal(connection)
     for pragma in (
-        "journal_mode=WAL",
         "synchronous=FULL",  # NORMAL may lose committed rows on power loss in WAL mode
         "foreign_keys=ON",
         "recursive_triggers=ON",  # so that INSERT OR REPLACE runs into the triggers that refuse DELETE
     ):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _enter_wal(connection: sqlite3.Connection) -> None:
+    """SQLite refuses at once, whatever the busy timeout, while another process turns the same new file to WAL."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as exc:
+            if "locked" not in str(exc) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 def _begin(connection: Connection) -> None:
