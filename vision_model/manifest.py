@@ -11,6 +11,7 @@ from vision_model.errors import ManifestInvalid, ModelDigestMismatch, ModelNotFo
 
 MANIFEST_NAME = "manifest.json"
 GRAPH_NAME = "model.onnx"
+GOLDEN_NAME = "golden.npz"  # "images" (B, 3, S, S) and outputs of the graph for them, as the export computed them
 SCHEMA_VERSION = 1
 
 

@@ -13,10 +13,9 @@ import vision_model
 from app.config import load
 from app.gate import age_range
 from vision_model.errors import GraphInvalid, TrainingError
-from vision_model.manifest import Manifest, read_manifest
+from vision_model.manifest import GOLDEN_NAME, Manifest, read_manifest
 from vision_model.runtime import MODELS, SHIPPED, Model
 
-GOLDEN_NAME = "golden.npz"  # "images" (B, 3, S, S) and any of the graph's outputs for them, as the export computed them
 GOLDEN_TOLERANCE = 1e-3
 
 

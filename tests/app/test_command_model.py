@@ -11,6 +11,7 @@ from app.commands import model
 from tests.vision_model.tiny import tiny_model
 from vision_model import load
 from vision_model.errors import GraphInvalid, ModelDigestMismatch, ModelNotFound
+from vision_model.manifest import GOLDEN_NAME
 
 
 def run(*words: str | Path) -> int:
@@ -22,7 +23,7 @@ def golden(folder: Path, *, off_by: float = 0.0) -> None:
     """Write outputs of the graph beside it, as an export would."""
     images = np.random.default_rng(1).normal(size=(2, 3, 28, 28)).astype(np.float32)
     logits, ood = load(folder).run(images, ["logits", "ood"])
-    np.savez(folder / model.GOLDEN_NAME, images=images, logits=logits + np.float32(off_by), ood=ood)
+    np.savez(folder / GOLDEN_NAME, images=images, logits=logits + np.float32(off_by), ood=ood)
 
 
 def test_info_says_for_whom_and_how_well_each_task_answers(

@@ -22,6 +22,7 @@ from vision_model.data.tasks import Curriculum, curriculum
 from vision_model.evaluate import Evaluation, Scores, evaluate, photographs, score, score_squares
 from vision_model.export import ServedNet, export, round_to_fp16
 from vision_model.manifest import (
+    GOLDEN_NAME,
     GRAPH_NAME,
     MANIFEST_NAME,
     InputSpec,
@@ -48,7 +49,6 @@ ROUTE_MINIMUM = 0.9
 PARITY_IMAGES = 64
 VIEWS = 2  # changed copies of each val image that operating points are chosen on
 EVALUATION_NAME = "evaluation.json"
-GOLDEN_NAME = "golden.npz"
 
 
 def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: int = 1) -> Evaluation:
