@@ -47,7 +47,7 @@ def recipe() -> Recipe:
 def test_one_command_makes_a_model_that_loads_predicts_and_verifies(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vision_model.evaluate.BOOTSTRAPS", 40)
+    monkeypatch.setattr("vision_model.evaluation.intervals.BOOTSTRAPS", 40)
     evaluation = pretrain(recipe_name="tiny", data=folder, out=tmp_path / "run", version="9", workers=0)
     made = tmp_path / "run" / "model"
     assert str(Path(vision_model.__file__).parent).encode() not in (made / GRAPH_NAME).read_bytes()

@@ -19,7 +19,7 @@ from vision_model.data.augment import Augmentation
 from vision_model.data.mixture import MASKED, targets
 from vision_model.data.sources import Example, load_squares, read_manifest
 from vision_model.data.tasks import Curriculum, curriculum
-from vision_model.evaluate import Evaluation, Scores, evaluate, photographs, score, score_squares
+from vision_model.evaluation.served import Evaluation, Scores, evaluate, photographs, score, score_squares
 from vision_model.export import ServedNet, export, round_to_fp16
 from vision_model.manifest import (
     GOLDEN_NAME,

@@ -1,8 +1,8 @@
-"""Measure a model on `test`: what the model card and the manifest say of it comes from here and nowhere else."""
+"""The figures of the tasks that are served: what the manifest says of them comes from here and nowhere else."""
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +11,6 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from vision_model.calibrate import expected_calibration_error
@@ -19,13 +18,13 @@ from vision_model.data.mixture import MASKED, targets
 from vision_model.data.sources import Example, load_squares
 from vision_model.data.tasks import Curriculum
 from vision_model.errors import SourceInvalid
+from vision_model.evaluation.intervals import area, auroc, bootstrap_interval
 from vision_model.manifest import InputSpec, Manifest, Task
 from vision_model.preprocess import normalise, square
 from vision_model.runtime import softmax
 
 logger = logging.getLogger(__name__)
 
-BOOTSTRAPS = 1000
 # Photographs that installed packages carry: (package, file inside it).
 PHOTOGRAPHS = (
     *(("gradio", f"media_assets/images/{name}") for name in ("cheetah.jpg", "cheetah1.jpg", "lion.jpg", "tower.jpg")),
@@ -209,36 +208,6 @@ def evaluate_task(
     )
 
 
-def auroc(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Area under the ROC curve: of label 1 of two, else the mean over the labels present, one against the rest.
-
-    Raises ValueError when all images are of one label.
-    """
-    if len(set(labels.tolist())) < 2:
-        raise ValueError("the area needs images of two labels")
-    if probabilities.shape[1] == 2:
-        return float(roc_auc_score(labels == 1, probabilities[:, 1]))
-    present = [c for c in range(probabilities.shape[1]) if 0 < (labels == c).sum() < len(labels)]
-    return float(np.mean([roc_auc_score(labels == c, probabilities[:, c]) for c in present]))
-
-
-def bootstrap_interval(
-    measure: Callable[[NDArray[np.int64]], tuple[float, ...]], groups: NDArray[np.str_], *, rng: np.random.Generator
-) -> tuple[list[float], list[float]]:
-    """95 % percentile intervals of several figures at once, resampling whole groups: (lower bounds, upper bounds)."""
-    names, inverse = np.unique(groups, return_inverse=True)
-    members = [np.flatnonzero(inverse == i) for i in range(len(names))]
-    draws: list[tuple[float, ...]] = []
-    while len(draws) < BOOTSTRAPS:
-        chosen = np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])
-        try:
-            draws.append(measure(chosen))
-        except ValueError:  # a resample that holds one class only has no AUROC; draw again
-            continue
-    low, high = np.percentile(np.array(draws), [2.5, 97.5], axis=0)
-    return low.tolist(), high.tolist()
-
-
 def _rates(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], thresholds: NDArray[np.float64], findings: list[int]
 ) -> tuple[list[float], list[float], list[float]]:
@@ -256,9 +225,8 @@ def _rates(
 
 def _separation(inside: NDArray[np.float32], outside: NDArray[np.float32]) -> float:
     """AUROC of the score telling outside from inside."""
-    return float(
-        roc_auc_score(np.concatenate([np.zeros(len(inside)), np.ones(len(outside))]), np.concatenate([inside, outside]))
-    )
+    outward = np.concatenate([np.zeros(len(inside), np.bool_), np.ones(len(outside), np.bool_)])
+    return area(outward, np.concatenate([inside, outside]))
 
 
 def _adult_against_child(examples: Sequence[Example], scores: Scores, manifest: Manifest) -> dict[str, float]:
