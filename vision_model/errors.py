@@ -6,11 +6,22 @@ VisionModelError
 │   ├── ManifestInvalid
 │   ├── ModelDigestMismatch
 │   ├── GraphInvalid
-│   └── ProviderUnavailable
+│   ├── ProviderUnavailable
+│   ├── KnowledgeInvalid
+│   └── TextEncoderMissing
 ├── InputError               what is asked of it
 │   ├── ImageInvalid
 │   ├── UnknownTask
-│   └── UnknownLabel
+│   ├── UnknownLabel
+│   ├── UnknownRoute
+│   └── PromptsInvalid
+├── AdaptationError          teaching it a new question from a few images
+│   ├── SupportInvalid
+│   ├── AlphaInvalid
+│   ├── HeadNotFitted
+│   ├── HeadInvalid
+│   ├── HeadOfAnotherEncoder
+│   └── ExtraMissing
 └── TrainingError            making one
     ├── RecipeInvalid
     ├── SourceInvalid
@@ -62,6 +73,18 @@ class ProviderUnavailable(ModelError):
     code = "model.provider-unavailable"
 
 
+class KnowledgeInvalid(ModelError):
+    """knowledge.toml contradicts itself, or lacks a concept that something points at."""
+
+    code = "model.knowledge-invalid"
+
+
+class TextEncoderMissing(ModelError):
+    """The model's folder holds no text encoder, or no projection of images into its space."""
+
+    code = "model.no-text-encoder"
+
+
 class InputError(VisionModelError):
     """What was asked of the model makes no sense to it."""
 
@@ -84,6 +107,60 @@ class UnknownLabel(InputError):
     """The task has no such label."""
 
     code = "model.unknown-label"
+
+
+class UnknownRoute(InputError):
+    """The model has no such route, or could not tell which one an image belongs to."""
+
+    code = "model.unknown-route"
+
+
+class PromptsInvalid(InputError):
+    """Words to compare an image with are absent or empty."""
+
+    code = "model.prompts-invalid"
+
+
+class AdaptationError(VisionModelError):
+    """A head cannot be fitted, saved, loaded or asked."""
+
+    code = "model.adaptation"
+
+
+class SupportInvalid(AdaptationError):
+    """The images, labels and groups to learn from do not fit together, or cannot teach a difference."""
+
+    code = "model.support-invalid"
+
+
+class AlphaInvalid(AdaptationError):
+    """An error rate for prediction sets that is not between 0 and 1."""
+
+    code = "model.alpha-invalid"
+
+
+class HeadNotFitted(AdaptationError):
+    """A classifier was asked before it was fitted."""
+
+    code = "model.head-not-fitted"
+
+
+class HeadInvalid(AdaptationError):
+    """The file is no head, or not one that this version reads."""
+
+    code = "model.head-invalid"
+
+
+class HeadOfAnotherEncoder(AdaptationError):
+    """The head was fitted on another encoder's embeddings; its numbers mean nothing to this one."""
+
+    code = "model.head-of-another-encoder"
+
+
+class ExtraMissing(AdaptationError):
+    """An optional package that this needs is not installed; the message names the extra."""
+
+    code = "model.extra-missing"
 
 
 class TrainingError(VisionModelError):

@@ -160,11 +160,25 @@ WORDINGS: dict[str, Wording] = {
     "model.provider-unavailable": Wording(
         503, f"The configured processor (such as a GPU) is not available. {_ADMINISTRATOR}"
     ),
+    "model.knowledge-invalid": Wording(503, f"The installed list of findings cannot be used. {_ADMINISTRATOR}"),
+    "model.no-text-encoder": Wording(503, "The installed model cannot compare pictures with words."),
     "model.image-invalid": Wording(
         422, "The model cannot use this picture: it is empty or its values are not numbers."
     ),
     "model.unknown-task": Wording(404, "The installed model does not answer this question."),
     "model.unknown-label": Wording(404, "The installed model does not know this finding."),
+    "model.unknown-route": Wording(422, "It is not clear which kind of examination the picture shows."),
+    "model.prompts-invalid": Wording(422, "There are no words to compare the picture with. Enter a few."),
+    "model.support-invalid": Wording(
+        422, "These images and labels cannot be learnt from together. Each label needs images, and there must be two."
+    ),
+    "model.alpha-invalid": Wording(422, "The share of errors to allow must lie between 0 and 1."),
+    "model.head-not-fitted": Wording(409, "This classifier has not learnt anything yet. Give it labelled images."),
+    "model.head-invalid": Wording(422, "This file is not a saved classifier, or comes from another version."),
+    "model.head-of-another-encoder": Wording(
+        409, "This classifier was made with another model and is not used with this one. Make it again."
+    ),
+    "model.extra-missing": Wording(503, f"A part of Hilum that this needs is not installed. {_ADMINISTRATOR}"),
 }
 
 # Errors of making a model, which no request can meet.
