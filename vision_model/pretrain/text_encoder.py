@@ -81,7 +81,7 @@ class Block(nn.Module):
         """(B, T, C) and (B, 1, 1, T), which is 0 for a token and very low for padding -> (B, T, C)."""
 
         def split(y: Tensor) -> Tensor:
-            return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return y.view(*y.shape[:2], self.heads, -1).transpose(1, 2)
 
         query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
         attention = (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5 + padding).softmax(-1)
