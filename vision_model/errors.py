@@ -7,6 +7,7 @@ VisionModelError
 │   ├── ModelDigestMismatch
 │   ├── GraphInvalid
 │   ├── ProviderUnavailable
+│   ├── PrecisionUnavailable
 │   ├── KnowledgeInvalid
 │   └── TextEncoderMissing
 ├── InputError               what is asked of it
@@ -27,7 +28,8 @@ VisionModelError
     ├── SourceInvalid
     ├── WeightsInvalid
     ├── LossNotFinite
-    └── ParityFailed
+    ├── ParityFailed
+    └── QuantisationFailed
 """
 
 
@@ -71,6 +73,12 @@ class ProviderUnavailable(ModelError):
     """The execution provider that was asked for is not there; nothing else is taken in its place."""
 
     code = "model.provider-unavailable"
+
+
+class PrecisionUnavailable(ModelError):
+    """The model has no graph of the precision that was asked for, or none that the provider runs."""
+
+    code = "model.precision-unavailable"
 
 
 class KnowledgeInvalid(ModelError):
@@ -197,3 +205,9 @@ class ParityFailed(TrainingError):
     """The exported graph does not give torch's numbers; it was not written."""
 
     code = "model.parity-failed"
+
+
+class QuantisationFailed(TrainingError):
+    """The 8-bit graph does not answer as the graph it was made from; it was not written."""
+
+    code = "model.quantisation-failed"

@@ -2,17 +2,29 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from vision_model.errors import ManifestInvalid, ModelDigestMismatch, ModelNotFound, UnknownTask
+from vision_model.errors import (
+    ManifestInvalid,
+    ModelDigestMismatch,
+    ModelNotFound,
+    PrecisionUnavailable,
+    UnknownTask,
+)
 
 MANIFEST_NAME = "manifest.json"
 GRAPH_NAME = "model.onnx"
+FLOAT_GRAPH_NAME = "float.onnx"  # the same weights as an 8-bit model.onnx, computed with in fp32
+WEIGHTS_NAME = "weights.bin"  # what the two of them share
 GOLDEN_NAME = "golden.npz"  # "images" (B, 3, S, S) and outputs of the graph for them, as the export computed them
 SCHEMA_VERSION = 1
+
+# How a graph's large weights lie in the file and what it computes with: "int8" multiplies 8-bit integers and knows only
+# the CPU; what is "stored" otherwise is turned to fp32 once, when the session starts.
+Precision = Literal["fp32", "fp16-stored", "int8", "int8-stored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +138,22 @@ class UnservedTask:
 
 
 @dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """One more graph of the same weights, computed otherwise."""
+
+    file: str
+    precision: Precision
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything the serving part needs to know of a model."""
 
     name: str
     version: str
-    graph_sha256: str
-    precision: Literal["fp32", "fp16-stored"]
+    graph_sha256: str  # of model.onnx, the graph that answers on a CPU and that everything below was calibrated on
+    precision: Precision
     input: InputSpec
     embedding_size: int
     routes: tuple[Route, ...]
@@ -144,7 +165,24 @@ class Manifest:
     licence: str
     sources: tuple[dict[str, str], ...]  # name, licence, images
     training: dict[str, str]  # recipe, seed, commit, initial weights, date
+    more_graphs: tuple[GraphSpec, ...] = ()
+    weights_sha256: str | None = None  # of weights.bin; None where the graph holds its own weights
     schema_version: int = SCHEMA_VERSION
+
+    def graph(self, *, provider: str = "cpu", precision: str | None = None) -> GraphSpec:
+        """The graph to run; without a precision, the one this model is meant to answer with on that provider.
+
+        Raises PrecisionUnavailable, naming the precisions there are.
+        """
+        every = (GraphSpec(GRAPH_NAME, self.precision, self.graph_sha256), *self.more_graphs)
+        fitting = [g for g in every if provider == "cpu" or g.precision != "int8"]
+        for spec in fitting:
+            if precision in (None, spec.precision):
+                return spec
+        raise PrecisionUnavailable(
+            f"{self.name} has no graph of precision {precision or 'fp32'!r} for {provider}; "
+            f"it has {', '.join(g.precision for g in fitting) or 'none: an int8 graph runs on the CPU only'}"
+        )
 
     def task(self, name: str) -> Task:
         """The served task of that name. Raises UnknownTask with the names there are, or why it is not served."""
@@ -190,20 +228,23 @@ def file_sha256(path: Path) -> str:
 
 
 def verify_graph(folder: Path, manifest: Manifest) -> Path:
-    """The graph's path, once its bytes are known to be those that the manifest was written for.
+    """The path of model.onnx, once every graph and the weights are known to be what the manifest was written for.
 
     Raises ModelNotFound and ModelDigestMismatch.
     """
-    graph = folder / GRAPH_NAME
-    if not graph.is_file():
-        raise ModelNotFound(f"{folder} holds no {GRAPH_NAME}")
-    digest = file_sha256(graph)
-    if digest != manifest.graph_sha256:
-        raise ModelDigestMismatch(
-            f"{graph} has SHA-256 {digest[:16]}…, its manifest says {manifest.graph_sha256[:16]}…: "
-            "the file was changed or belongs to another export; it is not run"
-        )
-    return graph
+    expected = {GRAPH_NAME: manifest.graph_sha256} | {g.file: g.sha256 for g in manifest.more_graphs}
+    if manifest.weights_sha256 is not None:
+        expected[WEIGHTS_NAME] = manifest.weights_sha256
+    for name, sha256 in expected.items():
+        path = folder / name
+        if not path.is_file():
+            raise ModelNotFound(f"{folder} holds no {name}")
+        if (digest := file_sha256(path)) != sha256:
+            raise ModelDigestMismatch(
+                f"{path} has SHA-256 {digest[:16]}…, its manifest says {sha256[:16]}…: "
+                "the file was changed or belongs to another export; it is not run"
+            )
+    return folder / GRAPH_NAME
 
 
 def _decode(kind: Any, value: Any, *, path: str) -> Any:
@@ -213,9 +254,10 @@ def _decode(kind: Any, value: Any, *, path: str) -> Any:
         if not isinstance(value, dict):
             raise ManifestInvalid(f"{path} is not an object")
         hints = get_type_hints(kind)
-        if wrong := hints.keys() ^ value.keys():
+        needed = {f.name for f in fields(kind) if f.default is MISSING}
+        if wrong := (needed - value.keys()) | (value.keys() - hints.keys()):
             raise ManifestInvalid(f"{path}: keys absent or unknown: {', '.join(sorted(wrong))}")
-        return kind(**{name: _decode(hints[name], value[name], path=f"{path}.{name}") for name in hints})  # type: ignore[operator]
+        return kind(**{name: _decode(hints[name], value[name], path=f"{path}.{name}") for name in value})  # type: ignore[operator]
     if origin is tuple:
         if not isinstance(value, list):
             raise ManifestInvalid(f"{path} is not a list")

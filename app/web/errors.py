@@ -160,6 +160,9 @@ WORDINGS: dict[str, Wording] = {
     "model.provider-unavailable": Wording(
         503, f"The configured processor (such as a GPU) is not available. {_ADMINISTRATOR}"
     ),
+    "model.precision-unavailable": Wording(
+        503, f"The installed model cannot compute with the configured precision. {_ADMINISTRATOR}"
+    ),
     "model.knowledge-invalid": Wording(503, f"The installed list of findings cannot be used. {_ADMINISTRATOR}"),
     "model.no-text-encoder": Wording(503, "The installed model cannot compare pictures with words."),
     "model.image-invalid": Wording(
@@ -189,6 +192,7 @@ NEVER_SERVED = frozenset(
         "model.weights-invalid",
         "model.loss-not-finite",
         "model.parity-failed",
+        "model.quantisation-failed",
     }
 )
 
