@@ -74,8 +74,9 @@ class Prediction:
 class Model:
     """A loaded model. Safe to call from several threads: ONNX Runtime sessions are."""
 
-    def __init__(self, manifest: Manifest, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, manifest: Manifest, session: onnxruntime.InferenceSession, *, folder: Path) -> None:
         self.manifest = manifest
+        self.folder = folder  # the files that lie beside the graph
         self._session = session
         self.provider: str = session.get_providers()[0]
 
@@ -176,7 +177,7 @@ def load(path: str | Path | None = None, *, provider: str = "cpu", threads: int 
     missing = {*OUTPUTS, "patch_tokens"} - {output.name for output in session.get_outputs()}
     if missing:
         raise GraphInvalid(f"{graph.name} lacks the outputs {', '.join(sorted(missing))}")
-    return Model(manifest, session)
+    return Model(manifest, session, folder=folder)
 
 
 def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
