@@ -12,6 +12,7 @@ from vision_model.errors import (
     ModelDigestMismatch,
     ModelNotFound,
     PrecisionUnavailable,
+    TextEncoderMissing,
     UnknownTask,
 )
 
@@ -20,6 +21,9 @@ GRAPH_NAME = "model.onnx"
 FLOAT_GRAPH_NAME = "float.onnx"  # the same weights as an 8-bit model.onnx, computed with in fp32
 WEIGHTS_NAME = "weights.bin"  # what the two of them share
 GOLDEN_NAME = "golden.npz"  # "images" (B, 3, S, S) and outputs of the graph for them, as the export computed them
+TEXT_GRAPH_NAME = "text.onnx"  # token_ids, mask (B, T) int64 -> embedding (B, 384), unit length
+TOKENIZER_NAME = "tokenizer.json"
+PROJECTION_NAME = "text.npz"  # weight (384, D), bias (384,), scale (), centres (R, 384): from embeddings to text space
 SCHEMA_VERSION = 1
 
 # How a graph's large weights lie in the file and what it computes with: "int8" multiplies 8-bit integers and knows only
@@ -147,6 +151,15 @@ class GraphSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class TextSpec:
+    """Digests of the files with which the model reads words."""
+
+    graph_sha256: str
+    tokenizer_sha256: str
+    projection_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything the serving part needs to know of a model."""
 
@@ -167,6 +180,7 @@ class Manifest:
     training: dict[str, str]  # recipe, seed, commit, initial weights, date
     more_graphs: tuple[GraphSpec, ...] = ()
     weights_sha256: str | None = None  # of weights.bin; None where the graph holds its own weights
+    text: TextSpec | None = None  # None where the model has no words for its images
     schema_version: int = SCHEMA_VERSION
 
     def graph(self, *, provider: str = "cpu", precision: str | None = None) -> GraphSpec:
@@ -245,6 +259,38 @@ def verify_graph(folder: Path, manifest: Manifest) -> Path:
                 "the file was changed or belongs to another export; it is not run"
             )
     return folder / GRAPH_NAME
+
+
+def text_spec(folder: Path) -> TextSpec:
+    """The digests of the text files that lie in a folder. Raises TextEncoderMissing naming one that does not."""
+    return TextSpec(*(file_sha256(_text_file(folder, n)) for n in (TEXT_GRAPH_NAME, TOKENIZER_NAME, PROJECTION_NAME)))
+
+
+def verify_text(folder: Path, manifest: Manifest) -> None:
+    """Make sure that the text files' bytes are those that the manifest was written for.
+
+    Raises TextEncoderMissing and ModelDigestMismatch.
+    """
+    if manifest.text is None:
+        raise TextEncoderMissing(
+            f"the model {manifest.name} {manifest.version} was exported without a text encoder; "
+            "load one whose manifest has `text`, or ask for embeddings or a task instead"
+        )
+    digests = (manifest.text.graph_sha256, manifest.text.tokenizer_sha256, manifest.text.projection_sha256)
+    for name, wanted in zip((TEXT_GRAPH_NAME, TOKENIZER_NAME, PROJECTION_NAME), digests, strict=True):
+        path = _text_file(folder, name)
+        if (digest := file_sha256(path)) != wanted:
+            raise ModelDigestMismatch(
+                f"{path} has SHA-256 {digest[:16]}…, its manifest says {wanted[:16]}…: "
+                "the file was changed or belongs to another export; it is not used"
+            )
+
+
+def _text_file(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise TextEncoderMissing(f"{folder} holds no {name}; copy the whole folder that the export wrote")
+    return path
 
 
 def _decode(kind: Any, value: Any, *, path: str) -> Any:

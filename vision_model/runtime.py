@@ -1,16 +1,18 @@
 """Run a model: one ONNX Runtime session, and what its numbers mean."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from vision_model.errors import GraphInvalid, ImageInvalid, ModelNotFound, ProviderUnavailable
+from vision_model.errors import GraphInvalid, ImageInvalid, ModelNotFound, ProviderUnavailable, UnknownRoute
 from vision_model.manifest import Code, Manifest, Task, read_manifest, verify_graph
 from vision_model.preprocess import ModelInput, prepare
+from vision_model.zero_shot import QueryResult, WordSpace, open_word_space
 
 MODELS = Path(__file__).parent / "models"
 SHIPPED = "hilum-vits14"
@@ -109,6 +111,56 @@ class Model:
         ]
         return np.concatenate(parts) if parts else np.empty((0, self.manifest.embedding_size), np.float32)
 
+    def zero_shot(
+        self,
+        images: Sequence[NDArray[np.generic]],
+        classes: Mapping[str, Sequence[str]],
+        *,
+        route: str | None = None,
+        batch: int = 8,
+    ) -> NDArray[np.float64]:
+        """How images divide between classes given in words, untrained: -> (N, C); rows sum to 1 and are not calibrated.
+
+        `classes` maps each class to texts that describe it, {"normal": ["clear lungs"], ...}: the more, the steadier.
+        `route` says what the images show, as "DX-CHEST"; without it the router says so for each image.
+        Raises ImageInvalid, PromptsInvalid, TextEncoderMissing, and UnknownRoute where the router cannot tell.
+        """
+        words = self.words
+        embeddings = [np.empty((0, self.manifest.embedding_size), np.float32)]
+        routes: list[str] = []
+        for inputs in self._batches(images, size=batch):
+            embedding, logits = self.run(np.stack([i.tensor for i in inputs]), ("embedding", "logits"))
+            embeddings.append(embedding)
+            routes += [route or self._route(row) for row in logits]
+        return softmax(words.logits(np.concatenate(embeddings), classes, routes=routes))
+
+    def query(
+        self, images: Sequence[NDArray[np.generic]], text: str, *, route: str | None = None, batch: int = 8
+    ) -> list[QueryResult]:
+        """How much each image is like a text, and where: `QueryResult.relevance` sums to its score.
+
+        Compare the scores of one text between images of one route; `explain.upsample` lays the map over an image.
+        Raises as `zero_shot` does.
+        """
+        words = self.words
+        (meaning,) = words.encoder.embed([text])
+        results: list[QueryResult] = []
+        for inputs in self._batches(images, size=batch):
+            tokens, logits = self.run(np.stack([i.tensor for i in inputs]), ("patch_tokens", "logits"))
+            results += [
+                words.likeness(own, meaning, route=route or self._route(row))
+                for own, row in zip(tokens, logits, strict=True)
+            ]
+        return results
+
+    @cached_property
+    def words(self) -> WordSpace:
+        """The text encoder and the projection into its space, verified and opened when first asked for.
+
+        Raises TextEncoderMissing, ModelDigestMismatch and GraphInvalid.
+        """
+        return open_word_space(self.folder, self.manifest)
+
     def run(self, tensors: NDArray[np.float32], outputs: Sequence[str]) -> list[NDArray[np.float32]]:
         """The bare graph: (B, 3, S, S) -> the named outputs."""
         results: list[NDArray[np.float32]] = self._session.run(list(outputs), {"images": tensors})
@@ -117,6 +169,20 @@ class Model:
     def _batches(self, images: Sequence[NDArray[np.generic]], *, size: int) -> Iterator[list[ModelInput]]:
         for start in range(0, len(images), size):
             yield [prepare(np.asarray(image), spec=self.manifest.input) for image in images[start : start + size]]
+
+    def _route(self, logits: NDArray[np.float32]) -> str:
+        """The route of an image by its logits (C,). Raises ImageInvalid and UnknownRoute."""
+        names = [route.name for route in self.manifest.routes]
+        if not np.isfinite(logits).all():
+            raise ImageInvalid("the model gave values that are not finite for this image; it is not answered")
+        probabilities = softmax(logits[: len(names)] / self.manifest.route_temperature)
+        best = int(probabilities.argmax())
+        if probabilities[best] < self.manifest.route_minimum:
+            raise UnknownRoute(
+                f"it is not clear what the image shows ({names[best]} at {probabilities[best]:.0%}); "
+                f"name its route: {', '.join(names)}"
+            )
+        return names[best]
 
     def _prediction(
         self,

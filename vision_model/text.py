@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from vision_model.errors import GraphInvalid, PromptsInvalid, TextEncoderMissing
+from vision_model.manifest import TEXT_GRAPH_NAME, TOKENIZER_NAME
 
-TEXT_GRAPH_NAME = "text.onnx"  # token_ids, mask (B, T) int64 -> embedding (B, 384), unit length
-TOKENIZER_NAME = "tokenizer.json"
+__all__ = ["LONGEST", "TEXT_GRAPH_NAME", "TEXT_SIZE", "TOKENIZER_NAME", "TextEncoder"]
+
 TEXT_SIZE = 384
 LONGEST = 256  # tokens; the encoder was trained on no more
 
