@@ -1,4 +1,6 @@
-"""The encoder and its linear heads: a timm vision transformer read out at several depths."""
+"""The encoder and what is trained on it: a timm vision transformer read out at several depths, with linear heads."""
+
+from typing import NamedTuple
 
 from vision_model import torchvision_shim
 
@@ -16,23 +18,43 @@ TAPS = (7, 9, 11)  # blocks 8, 10 and 12: sources differ in which depth serves t
 WIDTH = 384
 TOKEN_SCALE = 8.0  # the final norm of the initial weights makes tokens of deviation 4 with outliers of 60
 EMBEDDING_SIZE = WIDTH * len(TAPS)
+TEXT_SIZE = 384  # of all-MiniLM-L6-v2
+PROJECTED = 128  # what self-distillation compares
+
+
+class Outputs(NamedTuple):
+    """What training looks at, for B images."""
+
+    logits: Tensor  # (B, C): route, then task after task
+    text: Tensor  # (B, TEXT_SIZE), unit length
+    text_scale: Tensor  # (), logarithm of the factor on cosines
+    projected: Tensor  # (B, PROJECTED), unit length
 
 
 class HilumNet(nn.Module):
     """ViT-S/14 whose patch tokens of several blocks are normed and laid side by side; heads are linear on their mean.
 
     The mean comes after the norm and the head is linear, so every logit is exactly the mean of its patches' logits:
-    that is the explanation. The class token takes part in attention and is not read out.
+    that is the explanation. The same holds for the projection into text space. The class token takes part in
+    attention and is not read out. `patch_drop` is the share of patches that a training image loses (PatchDropout,
+    Liu et al. 2022, arXiv 2208.07220): it makes larger images affordable, and no patch indispensable.
     """
 
-    def __init__(self, curriculum: Curriculum, *, size: int, drop_path: float = 0.0) -> None:
+    def __init__(self, curriculum: Curriculum, *, size: int, drop_path: float = 0.0, patch_drop: float = 0.0) -> None:
         super().__init__()
         self.encoder = timm.create_model(
-            "vit_small_patch14_dinov2", num_classes=0, img_size=size, drop_path_rate=drop_path
+            "vit_small_patch14_dinov2",
+            num_classes=0,
+            img_size=size,
+            drop_path_rate=drop_path,
+            patch_drop_rate=patch_drop,
         )
         self.head = nn.Linear(EMBEDDING_SIZE, curriculum.logits)
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
+        self.to_text = nn.Linear(EMBEDDING_SIZE, TEXT_SIZE)
+        self.text_scale = nn.Parameter(torch.tensor(10.0).log())
+        self.projector = nn.Sequential(nn.Linear(EMBEDDING_SIZE, 512), nn.GELU(), nn.Linear(512, PROJECTED))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> patch tokens (B, T, D)."""
@@ -45,22 +67,27 @@ class HilumNet(nn.Module):
         """Patch tokens (B, T, D) as they ship: of about unit size, so that 1e-4 means the same as for a logit."""
         return self.forward_features(images) / TOKEN_SCALE
 
-    def forward_head(self, tokens: Tensor) -> Tensor:
-        """Patch tokens (B, T, D) -> logits (B, C)."""
-        return functional.linear(tokens.mean(dim=1), self.head.weight, self.head.bias)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> logits (B, C)."""
-        return self.forward_head(self.forward_features(images))
+    def forward(self, images: Tensor) -> Outputs:
+        """(B, 3, S, S) -> everything that is trained; the encoder in bf16 under autocast, what follows in fp32."""
+        tokens = self.forward_features(images)
+        with torch.autocast(tokens.device.type, enabled=False):
+            pooled = tokens.float().mean(dim=1)
+            return Outputs(
+                logits=self.head(pooled),
+                text=functional.normalize(self.to_text(pooled / TOKEN_SCALE), dim=-1),
+                text_scale=self.text_scale.clone(),  # DistributedDataParallel takes no bare parameter as an output
+                projected=functional.normalize(self.projector(pooled / TOKEN_SCALE), dim=-1),
+            )
 
     def parameter_groups(self, *, rate: float, decay: float, layer_decay: float, frozen_blocks: int) -> list[dict]:  # type: ignore[type-arg]  # torch's own shape
         """Optimiser groups: rate · layer_decay^(depth from the top); no weight decay on biases, norms and scales."""
         groups = []
         blocks = len(self.encoder.blocks)
         for name, parameter in self.named_parameters():
+            new = name.startswith(("head", "to_text", "text_scale", "projector"))
             if name.startswith("encoder.blocks."):
                 depth = int(name.split(".")[2])
-            elif name.startswith(("head", "encoder.norm")):
+            elif new or name.startswith("encoder.norm"):
                 depth = blocks
             else:
                 depth = 0  # patch embedding, position and class token go with the first block
@@ -70,7 +97,7 @@ class HilumNet(nn.Module):
             groups.append(
                 {
                     "params": [parameter],
-                    "lr": rate * layer_decay ** (blocks - depth) * (10 if name.startswith("head") else 1),
+                    "lr": rate * layer_decay ** (blocks - depth) * (10 if new else 1),
                     "weight_decay": decay if parameter.ndim > 1 else 0.0,
                 }
             )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,42 +52,59 @@ def targets(examples: Sequence[Example], curriculum: Curriculum) -> NDArray[np.i
     )
 
 
-class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Item `step` is that step's whole batch: images (B, 3, S, S), targets (B, 1 + tasks), indices (B,).
+class Batch(NamedTuple):
+    """One step's images and what is known of them."""
 
-    A batch depends on the seed and the step alone, so a resumed run sees what an uninterrupted one would.
-    """
+    images: Tensor  # (B, 3, S, S)
+    second_views: Tensor  # (n, 3, S, S): another view of the first n images
+    targets: Tensor  # (B, 1 + tasks)
+    concepts: Tensor  # (B,)
+    indices: Tensor  # (B,) into the examples
+
+
+class Batches(Dataset[Batch]):
+    """Item `i` is a whole batch, which depends on the seed and `i` alone: a resumed run sees what another would."""
 
     def __init__(
         self,
         squares: NDArray[np.uint8],
         examples: Sequence[Example],
         *,
+        concepts: NDArray[np.int64],
         curriculum: Curriculum,
         spec: InputSpec,
         batch: int,
+        second_views: int,
         modality_cap: float,
         seed: int,
     ) -> None:
         self._squares = squares
         self._modality = [e.modality for e in examples]
         self._targets = targets(examples, curriculum)
+        self._concepts = concepts
         self._weight = image_weights(examples, modality_cap=modality_cap)
         self._spec = spec
         self._batch = batch
+        self._second_views = second_views
         self._seed = seed
         self._augmentation = Augmentation()
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        rng = np.random.default_rng((self._seed, step))
+    def __getitem__(self, item: int) -> Batch:
+        rng = np.random.default_rng((self._seed, item))
         indices = rng.choice(len(self._weight), size=self._batch, p=self._weight)
-        images = np.stack(
-            [
-                normalise(
-                    self._augmentation(self._squares[i], modality=self._modality[i], seed=int(rng.integers(2**31))),
-                    spec=self._spec,
-                )
-                for i in indices
-            ]
+        return Batch(
+            images=self._views(indices, rng),
+            second_views=self._views(indices[: self._second_views], rng),
+            targets=torch.from_numpy(self._targets[indices]),
+            concepts=torch.from_numpy(self._concepts[indices]),
+            indices=torch.from_numpy(indices),
         )
-        return torch.from_numpy(images), torch.from_numpy(self._targets[indices]), torch.from_numpy(indices)
+
+    def _views(self, indices: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+        views = np.empty((len(indices), 3, self._spec.size, self._spec.size), dtype=np.float32)
+        for view, i in zip(views, indices, strict=True):
+            seed = int(rng.integers(2**31))
+            view[:] = normalise(
+                self._augmentation(self._squares[i], modality=self._modality[i], seed=seed), spec=self._spec
+            )
+        return torch.from_numpy(views)

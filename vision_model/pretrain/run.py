@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
@@ -16,11 +17,15 @@ from numpy.typing import NDArray
 
 from vision_model.calibrate import RULE, conformal_quantile, operating_point, temperature
 from vision_model.data.augment import Augmentation
+from vision_model.data.duplicates import without_duplicates
+from vision_model.data.example import Example
+from vision_model.data.load import load_squares
 from vision_model.data.mixture import MASKED, targets
-from vision_model.data.sources import Example, load_squares, read_manifest
+from vision_model.data.sources import read_manifest
 from vision_model.data.tasks import Curriculum, curriculum
 from vision_model.evaluation.served import Evaluation, Scores, evaluate, photographs, score, score_squares
 from vision_model.export import ServedNet, export, round_to_fp16
+from vision_model.knowledge import knowledge
 from vision_model.manifest import (
     GOLDEN_NAME,
     GRAPH_NAME,
@@ -34,12 +39,15 @@ from vision_model.manifest import (
     verify_graph,
 )
 from vision_model.manifest import read_manifest as read_model_manifest
-from vision_model.net import EMBEDDING_SIZE
+from vision_model.net import EMBEDDING_SIZE, HilumNet
 from vision_model.preprocess import normalise
 from vision_model.pretrain.heads import embed_examples, fit_heads, fit_reference
 from vision_model.pretrain.loop import train
+from vision_model.pretrain.objective import Prompts, read_prompts
+from vision_model.pretrain.place import find_place
 from vision_model.pretrain.recipe import Recipe, read_recipe
-from vision_model.runtime import SHIPPED, softmax
+from vision_model.runtime import MODELS, SHIPPED, softmax
+from vision_model.text import TEXT_GRAPH_NAME, TOKENIZER_NAME, TextEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +59,30 @@ VIEWS = 2  # changed copies of each val image that operating points are chosen o
 EVALUATION_NAME = "evaluation.json"
 
 
-def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: int = 1) -> Evaluation:
+def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: int = 1) -> Evaluation | None:
     """Make a model from a recipe and a folder of images with a manifest; `out/model` is then ready to serve.
 
-    A run that was stopped goes on where it was when the same command is given again. Raises TrainingError leaves.
+    A run that was stopped goes on where it was when the same command is given again. Under torchrun all processes
+    train, the first one does the rest, and the others return None. Raises TrainingError leaves.
     """
-    recipe, what = read_recipe(recipe_name), curriculum()
-    by_split = _by_split(read_manifest(data))
-    net = train(by_split["train"], curriculum=what, recipe=recipe, run=out, workers=workers)
+    recipe, what, words = read_recipe(recipe_name), curriculum(), knowledge()
+    out.mkdir(parents=True, exist_ok=True)
+    examples, removed = without_duplicates(read_manifest(data), cache=out / "fingerprints.npz", guarded=recipe.left_out)
+    removed.write_csv(out / "removed.csv")
+    by_split = _by_split(examples)
+    prompts = read_prompts(words, what, TextEncoder(MODELS / SHIPPED))
+    net = train(
+        [e for e in by_split["train"] if e.dataset not in recipe.left_out],
+        watched=[e for e in by_split["val"] if e.dataset not in recipe.left_out],
+        curriculum=what,
+        knowledge=words,
+        prompts=prompts,
+        recipe=recipe,
+        run=out,
+        workers=workers,
+    )
+    if not find_place().first:
+        return None
     round_to_fp16(net)
     spec = recipe.input_spec(size=recipe.stages[-1].size, windows=what.windows)
     embedded = {
@@ -73,6 +97,7 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
     round_to_fp16(served)
     folder = out / "model"
     folder.mkdir(exist_ok=True)
+    write_text_space(folder, net, prompts, routes=len(what.routes))
     graph = folder / GRAPH_NAME
     rng = np.random.default_rng(recipe.seed)
     chosen = [by_split["val"][i] for i in rng.permutation(len(by_split["val"]))[:PARITY_IMAGES]]
@@ -88,6 +113,19 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
         data=data,
         differences=differences,
     )
+
+
+def write_text_space(folder: Path, net: HilumNet, prompts: Prompts, *, routes: int) -> None:
+    """Lay the projection into text space, the routes' mean texts and the text encoder beside the graph."""
+    np.savez(
+        folder / "text.npz",
+        weight=net.to_text.weight.detach().numpy(),
+        bias=net.to_text.bias.detach().numpy(),
+        scale=net.text_scale.detach().exp().numpy(),
+        centres=prompts.centres(prompts.drawn(None), routes=routes).numpy(),
+    )
+    for name in (TEXT_GRAPH_NAME, TOKENIZER_NAME):
+        shutil.copyfile(MODELS / SHIPPED / name, folder / name)
 
 
 def publish(
