@@ -1,4 +1,4 @@
-"""Run a model: one ONNX Runtime session, and what its numbers mean."""
+"""Run a model: one graph, and what its numbers mean."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,8 +9,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from vision_model.errors import GraphInvalid, ImageInvalid, ModelNotFound, ProviderUnavailable, UnknownRoute
-from vision_model.manifest import Code, Manifest, Task, read_manifest, verify_graph
+from vision_model.errors import GraphInvalid, ImageInvalid, ModelNotFound, UnknownRoute
+from vision_model.graph import PROVIDERS, Graph
+from vision_model.manifest import Code, Manifest, Precision, Task, read_manifest, verify_graph
 from vision_model.preprocess import ModelInput, prepare
 from vision_model.zero_shot import QueryResult, WordSpace, open_word_space
 
@@ -19,7 +20,20 @@ SHIPPED = "hilum-vits14"
 RUNTIME_VERSION: str = onnxruntime.__version__
 # (B, D), (B, T, C), (B, C), (B, G); the graph also has `patch_tokens` (B, T, D), fetched only when asked for.
 OUTPUTS = ("embedding", "patch_logits", "logits", "ood")
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+__all__ = [
+    "MODELS",
+    "OUTPUTS",
+    "PROVIDERS",
+    "RUNTIME_VERSION",
+    "SHIPPED",
+    "Finding",
+    "Model",
+    "Prediction",
+    "TaskResult",
+    "load",
+    "softmax",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +88,14 @@ class Prediction:
 
 
 class Model:
-    """A loaded model. Safe to call from several threads: ONNX Runtime sessions are."""
+    """A loaded model. Safe to call from several threads, as its graph is."""
 
-    def __init__(self, manifest: Manifest, session: onnxruntime.InferenceSession, *, folder: Path) -> None:
+    def __init__(self, manifest: Manifest, graph: Graph, *, folder: Path, precision: Precision | None = None) -> None:
         self.manifest = manifest
         self.folder = folder  # the files that lie beside the graph
-        self._session = session
-        self.provider: str = session.get_providers()[0]
+        self.graph = graph
+        self.provider = graph.provider
+        self.precision = precision or manifest.precision
 
     def predict_inputs(self, inputs: Sequence[ModelInput]) -> list[Prediction]:
         """Predict one batch of prepared images, every served task for each."""
@@ -163,8 +178,7 @@ class Model:
 
     def run(self, tensors: NDArray[np.float32], outputs: Sequence[str]) -> list[NDArray[np.float32]]:
         """The bare graph: (B, 3, S, S) -> the named outputs."""
-        results: list[NDArray[np.float32]] = self._session.run(list(outputs), {"images": tensors})
-        return results
+        return self.graph.run(tensors, outputs)
 
     def _batches(self, images: Sequence[NDArray[np.generic]], *, size: int) -> Iterator[list[ModelInput]]:
         for start in range(0, len(images), size):
@@ -209,41 +223,39 @@ class Model:
             model_sha256=manifest.graph_sha256,
             input_sha256=model_input.sha256,
             provider=self.provider,
-            precision=manifest.precision,
+            precision=self.precision,
         )
 
 
-def load(path: str | Path | None = None, *, provider: str = "cpu", threads: int = 0) -> Model:
+def load(
+    path: str | Path | None = None,
+    *,
+    provider: str = "cpu",
+    precision: Precision | None = None,
+    threads: int = 0,
+    engine_cache: Path | None = None,
+    warm_up: int = 0,
+) -> Model:
     """Load the shipped model, or the one in a folder that an export wrote.
 
-    `provider` is "cpu", "cuda" or "tensorrt"; it is used or refused, never replaced. `threads` of 0 leaves the number
-    to ONNX Runtime. Raises ModelNotFound, ManifestInvalid, ModelDigestMismatch, GraphInvalid, ProviderUnavailable.
+    `provider` is "cpu", "cuda" or "tensorrt"; it is used or refused, never replaced. `precision` None takes what the
+    model is meant to answer with on it. `threads` of 0 leaves the number to ONNX Runtime. `warm_up` is the largest
+    batch that will be asked for: it is run before this returns. TensorRT keeps its engines in `engine_cache`.
+    Raises ModelNotFound, ManifestInvalid, ModelDigestMismatch, GraphInvalid, ProviderUnavailable, PrecisionUnavailable.
     """
     folder = MODELS / SHIPPED if path is None else Path(path)
     if not folder.is_dir():
         raise ModelNotFound(f"{folder} is not a folder")
     manifest = read_manifest(folder)
-    graph = verify_graph(folder, manifest)
-    wanted = PROVIDERS.get(provider)
-    if wanted is None:
-        raise ProviderUnavailable(f"provider is {provider!r}; it is one of {', '.join(PROVIDERS)}")
-    if wanted not in onnxruntime.get_available_providers():
-        raise ProviderUnavailable(
-            f"{wanted} is not in this build of ONNX Runtime; install the matching build or use cpu"
-        )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # a provider that fails to start is refused below with our words
-    try:
-        session = onnxruntime.InferenceSession(graph, options, providers=[wanted])
-    except Exception as exc:  # ONNX Runtime raises a dozen unrelated types
-        raise GraphInvalid(f"ONNX Runtime cannot load {graph.name}: {exc}") from exc
-    if session.get_providers()[0] != wanted:
-        raise ProviderUnavailable(f"{wanted} could not start on this machine; check the driver or use cpu")
-    missing = {*OUTPUTS, "patch_tokens"} - {output.name for output in session.get_outputs()}
-    if missing:
-        raise GraphInvalid(f"{graph.name} lacks the outputs {', '.join(sorted(missing))}")
-    return Model(manifest, session, folder=folder)
+    verify_graph(folder, manifest)
+    chosen = manifest.graph(provider=provider, precision=precision)
+    size = manifest.input.size
+    graph = Graph(folder / chosen.file, provider=provider, threads=threads, size=size, engine_cache=engine_cache)
+    if missing := {*OUTPUTS, "patch_tokens"} - graph.outputs:
+        raise GraphInvalid(f"{chosen.file} lacks the outputs {', '.join(sorted(missing))}")
+    if warm_up:
+        graph.warm_up(size=size, batch=warm_up)
+    return Model(manifest, graph, folder=folder, precision=chosen.precision)
 
 
 def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -80,7 +80,7 @@ def test_the_router_says_what_an_image_shows_unless_the_caller_does(
 
 
 def test_an_image_that_the_router_cannot_place_needs_a_route(model: Model, images: list[NDArray[np.generic]]) -> None:
-    unsure = Model(replace(model.manifest, route_temperature=1e3), model._session, folder=model.folder)
+    unsure = Model(replace(model.manifest, route_temperature=1e3), model.graph, folder=model.folder)
     with pytest.raises(UnknownRoute, match="name its route: DX-CHEST"):
         unsure.zero_shot(images, CLASSES)
     assert unsure.zero_shot(images, CLASSES, route="CT-HEAD").shape == (3, 3)
