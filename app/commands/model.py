@@ -75,7 +75,8 @@ def _train(args: argparse.Namespace) -> int:
         ) from exc
     if args.model_command == "pretrain":
         evaluation = run.pretrain(recipe_name=args.recipe, data=args.data, out=args.out, version=args.version)
-        print(run.table(evaluation))
+        if evaluation is not None:  # of several processes the first reports
+            print(run.table(evaluation))
         return 0
     evaluation = run.evaluate_folder(args.folder or MODELS / SHIPPED, data=args.data)
     print(evaluation.to_json() if args.json else run.table(evaluation))

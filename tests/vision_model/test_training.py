@@ -61,6 +61,7 @@ def test_one_command_makes_a_model_that_loads_predicts_and_verifies(
 ) -> None:
     monkeypatch.setattr("vision_model.evaluation.intervals.BOOTSTRAPS", 40)
     evaluation = pretrain(recipe_name="tiny", data=folder, out=tmp_path / "run", version="9", workers=0)
+    assert evaluation is not None
     made = tmp_path / "run" / "model"
     assert str(Path(vision_model.__file__).parent).encode() not in (made / GRAPH_NAME).read_bytes()
     model = vision_model.load(made)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -160,8 +160,7 @@ def _run_stage(
             totals: dict[str, float] = {}
             for part in range(stage.accumulate):
                 batch = Batch(*(x.to(place.device, non_blocking=True) for x in next(loader)))
-                last = part + 1 == stage.accumulate
-                with contextlib.nullcontext() if last or place.world == 1 else model.no_sync():
+                with _gradients_kept_apart(model, part + 1 < stage.accumulate):
                     with torch.autocast(place.device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
                         outputs = model(batch.images)
                         with torch.no_grad():
@@ -294,6 +293,13 @@ class _Record:
         if self._lines is not None and self._board is not None:
             self._lines.close()
             self._board.close()
+
+
+def _gradients_kept_apart(model: nn.Module, apart: bool) -> contextlib.AbstractContextManager[None]:
+    """Where more passes of the step follow, processes need not tell each other their gradients yet."""
+    if apart and isinstance(model, DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()
 
 
 def _items(stage: Stage, first_step: int, place: Place) -> Iterator[int]:

@@ -30,12 +30,15 @@ from vision_model.manifest import (
     GOLDEN_NAME,
     GRAPH_NAME,
     MANIFEST_NAME,
+    TEXT_GRAPH_NAME,
+    TOKENIZER_NAME,
     InputSpec,
     Label,
     Manifest,
     Task,
     UnservedTask,
     file_sha256,
+    text_spec,
     verify_graph,
 )
 from vision_model.manifest import read_manifest as read_model_manifest
@@ -47,7 +50,8 @@ from vision_model.pretrain.objective import Prompts, read_prompts
 from vision_model.pretrain.place import find_place
 from vision_model.pretrain.recipe import Recipe, read_recipe
 from vision_model.runtime import MODELS, SHIPPED, softmax
-from vision_model.text import TEXT_GRAPH_NAME, TOKENIZER_NAME, TextEncoder
+from vision_model.text import TextEncoder
+from vision_model.zero_shot import Projection
 
 logger = logging.getLogger(__name__)
 
@@ -117,13 +121,12 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
 
 def write_text_space(folder: Path, net: HilumNet, prompts: Prompts, *, routes: int) -> None:
     """Lay the projection into text space, the routes' mean texts and the text encoder beside the graph."""
-    np.savez(
-        folder / "text.npz",
+    Projection(
         weight=net.to_text.weight.detach().numpy(),
         bias=net.to_text.bias.detach().numpy(),
-        scale=net.text_scale.detach().exp().numpy(),
+        scale=float(net.text_scale.detach().exp()),
         centres=prompts.centres(prompts.drawn(None), routes=routes).numpy(),
-    )
+    ).save(folder)
     for name in (TEXT_GRAPH_NAME, TOKENIZER_NAME):
         shutil.copyfile(MODELS / SHIPPED / name, folder / name)
 
@@ -257,6 +260,7 @@ def calibrated_manifest(
         route_minimum=ROUTE_MINIMUM,
         tasks=tuple(tasks),
         unserved=(),
+        text=text_spec(graph.parent),
         threshold_set=hashlib.sha256(repr(calibration).encode()).hexdigest(),
         licence="research use only: several sources forbid commercial use or state no licence",
         sources=sources,
