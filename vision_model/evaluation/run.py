@@ -1,0 +1,423 @@
+"""`hilum model evaluate`: everything that is said of a model, measured by one command."""
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision_model.data.duplicates import without_duplicates
+from vision_model.data.example import Example, Split
+from vision_model.data.mixture import MASKED, targets
+from vision_model.data.sources import read_manifest
+from vision_model.data.tasks import Curriculum, curriculum
+from vision_model.errors import SourceInvalid
+from vision_model.evaluation import corruptions, few_shot, shortcuts
+from vision_model.evaluation.benchmarks import (
+    Benchmark,
+    benchmarks,
+    extra_labels,
+    left_out,
+    require_sources,
+)
+from vision_model.evaluation.encoders import Efficientnet, Encoder, Initial, Ours, baselines
+from vision_model.evaluation.features import Change, Outputs, features
+from vision_model.evaluation.few_shot import FewShotMethod, plain_regression
+from vision_model.evaluation.probes import (
+    Labelled,
+    Probe,
+    at_threshold,
+    class_counts,
+    fit_probe,
+    measure_probe,
+    select,
+)
+from vision_model.evaluation.served import Scores, evaluate, photographs
+from vision_model.evaluation.zero_shot import routing, zero_shot
+from vision_model.knowledge import knowledge
+from vision_model.preprocess import normalise
+from vision_model.runtime import Model, load
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("numpy", "scikit-learn", "onnxruntime", "torch", "timm", "pillow", "scikit-image")
+OURS_AUTO = "ours, auto"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how much of it."""
+
+    split: Split = "test"
+    baselines: bool = True
+    corruption_images: int = 120  # of each source
+    seed: int = 7
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures, and the arrays behind them that plots are drawn from."""
+
+    report: dict[str, Any]
+    supports: dict[str, Any]
+    probe_scores: dict[str, dict[str, NDArray[np.float64]]]  # benchmark -> encoder -> (N, C)
+    truth: dict[str, NDArray[np.int64]]  # benchmark -> (N,)
+    scores: Scores  # of the measured split
+    examples: Sequence[Example]  # of the measured split
+    embedding: NDArray[np.float32]  # ours, of the measured split
+
+
+@dataclass
+class Bench:
+    """What all parts of one evaluation share."""
+
+    model: Model
+    what: Curriculum
+    settings: Settings
+    examples: list[Example]
+    extra: dict[tuple[str, str], str]
+    asked: tuple[Benchmark, ...]
+    left_out: frozenset[str]
+    duplicates: int  # train images left out because they stand twice
+    cache: Path | None
+    command: str
+    encoders: list[Encoder] = field(default_factory=list)
+    outputs: dict[str, Outputs] = field(default_factory=dict)  # encoder -> outputs for `examples`
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def of_split(self, split: str) -> NDArray[np.bool_]:
+        """(N,) mask of the examples of a split."""
+        return np.array([e.split == split for e in self.examples])
+
+    def rng(self) -> np.random.Generator:
+        """A fresh generator, so that no figure depends on which others were measured before."""
+        return np.random.default_rng(self.settings.seed)
+
+    def labelled(self, benchmark: Benchmark, encoder: str, split: str) -> Labelled:
+        """One encoder's embeddings of a benchmark's images of one split."""
+        labels = benchmark.labels_of(self.examples, extra=self.extra)
+        groups = np.array([e.group for e in self.examples])
+        return select(self.outputs[encoder]["embedding"], labels, groups, self.of_split(split))
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Say what is being done, and keep how long it took."""
+        logger.info("%s ...", stage)
+        began = time.monotonic()
+        yield
+        self.seconds[stage] = round(time.monotonic() - began, 1)
+        logger.info("%s took %.0f s", stage, self.seconds[stage])
+
+
+def evaluate_model(folder: Path, *, data: Path, cache: Path | None, settings: Settings, command: str) -> Measured:
+    """Measure the model of a folder on a folder of images.
+
+    Raises ModelNotFound, ManifestInvalid, ModelDigestMismatch, WeightsInvalid, and SourceInvalid naming what is
+    missing.
+    """
+    started = datetime.now(UTC)
+    bench = _bench(folder, data=data, cache=cache, settings=settings, command=command)
+    for encoder in bench.encoders:
+        with bench.timed(f"embedding by {encoder.name}"):
+            bench.outputs[encoder.name] = features(encoder, bench.examples, cache=cache)
+    of_split = bench.of_split(settings.split)
+    measured = [e for e, chosen in zip(bench.examples, of_split, strict=True) if chosen]
+    ours = {name: values[of_split] for name, values in bench.outputs["ours"].items()}
+    scores = Scores(ours["logits"], ours["ood"])
+    report: dict[str, Any] = {
+        "command": command,
+        "split": settings.split,
+        "started": started.isoformat(timespec="seconds"),
+        "model": _model_facts(bench.model),
+        "left_out": sorted(bench.left_out),
+        "encoders": {
+            e.name: {"digest": e.digest, "width": bench.outputs[e.name]["embedding"].shape[1]} for e in bench.encoders
+        },
+        "images": {"total": len(bench.examples), "measured": len(measured), "duplicates": bench.duplicates},
+    }
+    with bench.timed("served tasks"):
+        report["served"] = asdict(_served(bench, measured, scores))
+    entries, supports, probes, probe_scores, truth = _benchmarks(bench)
+    report["benchmarks"] = entries
+    with bench.timed("zero-shot"):
+        report["routing"] = routing(
+            scores.logits,
+            targets(measured, bench.what)[:, 0],
+            [e.dataset for e in measured],
+            manifest=bench.model.manifest,
+        )
+        _zero_shot(bench, entries)
+    with bench.timed("corruptions"):
+        report["corruptions"] = _corruptions(bench, probes)
+    with bench.timed("shortcuts"):
+        report["shortcuts"] = _shortcuts(bench, probe_scores)
+    report["seconds"] = bench.seconds
+    report["versions"] = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    report["machine"] = {"processor": platform.machine(), "system": platform.system(), "provider": bench.model.provider}
+    return Measured(report, supports, probe_scores, truth, scores, measured, ours["embedding"])
+
+
+def _bench(folder: Path, *, data: Path, cache: Path | None, settings: Settings, command: str) -> Bench:
+    model, what = load(folder), curriculum()
+    splits = {"train", "val", settings.split}
+    asked = benchmarks(what)
+    examples = read_manifest(data)
+    require_sources(examples, asked)
+    unseen = left_out(model.manifest, asked)
+    # What pretraining was kept from, a probe is kept from too: a train image that is also a test image tells nothing.
+    examples, removed = without_duplicates(
+        examples, cache=cache / "fingerprints.npz" if cache else None, guarded=unseen
+    )
+    examples = [e for e in examples if e.split in splits]
+    bench = Bench(
+        model=model,
+        what=what,
+        settings=settings,
+        examples=examples,
+        extra=extra_labels(data),
+        asked=asked,
+        left_out=unseen,
+        duplicates=len(removed.images),
+        cache=cache,
+        command=command,
+    )
+    bench.encoders.append(Ours(model))
+    if settings.baselines:
+        bench.encoders += baselines(model.manifest.input, cache=cache or data.parent / "cache")
+    return bench
+
+
+def _served(bench: Bench, measured: Sequence[Example], scores: Scores) -> Any:
+    spec = bench.model.manifest.input
+    photos = photographs(size=spec.size).astype(np.float32) / np.float32(255)
+    logits, ood = bench.model.run(np.stack([normalise(p, spec=spec) for p in photos]), ("logits", "ood"))
+    return evaluate(
+        measured,
+        scores,
+        Scores(logits, ood),
+        manifest=bench.model.manifest,
+        curriculum=bench.what,
+        command=bench.command,
+        rng=bench.rng(),
+    )
+
+
+Benchmarked = tuple[
+    dict[str, Any],
+    dict[str, Any],
+    dict[str, dict[str, Probe]],
+    dict[str, dict[str, NDArray[np.float64]]],
+    dict[str, NDArray[np.int64]],
+]
+
+
+def _benchmarks(bench: Bench) -> Benchmarked:
+    """Probes and few-shot heads on every benchmark: figures, support lists, probes, their scores, and the truth."""
+    entries: dict[str, Any] = {}
+    supports: dict[str, Any] = {}
+    probes: dict[str, dict[str, Probe]] = {}
+    scores: dict[str, dict[str, NDArray[np.float64]]] = {}
+    truth: dict[str, NDArray[np.int64]] = {}
+    for benchmark in bench.asked:
+        names = [label.name for label in benchmark.labels]
+        test = bench.labelled(benchmark, "ours", bench.settings.split)
+        train = bench.labelled(benchmark, "ours", "train")
+        for split, part in (("train", train), (bench.settings.split, test)):
+            if len(np.unique(part.y)) < 2:
+                raise SourceInvalid(
+                    f"{benchmark.dataset}: {split} holds images of fewer than two labels of "
+                    f"{benchmark.name}; the evaluation needs two"
+                )
+        truth[benchmark.name] = test.y
+        entry: dict[str, Any] = {
+            "display": benchmark.display,
+            "dataset": benchmark.dataset,
+            "column": "left out" if benchmark.dataset in bench.left_out else "in-domain",
+            "note": benchmark.note,
+            "labels": {label.name: label.display for label in benchmark.labels},
+            "train": class_counts(train, names),
+            "test": class_counts(test, names),
+            "test_images": len(test),
+            "test_groups": len(set(test.groups.tolist())),
+            "floor": benchmark.floor,
+            "goal": benchmark.goal,
+        }
+        with bench.timed(f"probes of {benchmark.name}"):
+            entry["probes"], probes[benchmark.name], scores[benchmark.name] = _probes(bench, benchmark)
+        with bench.timed(f"few-shot heads of {benchmark.name}"):
+            entry["few_shot"], supports[benchmark.name] = _few_shot(bench, benchmark)
+        entries[benchmark.name] = entry
+    return entries, supports, probes, scores, truth
+
+
+def _probes(
+    bench: Bench, benchmark: Benchmark
+) -> tuple[dict[str, Any], dict[str, Probe], dict[str, NDArray[np.float64]]]:
+    figures: dict[str, Any] = {}
+    fitted: dict[str, Probe] = {}
+    scores: dict[str, NDArray[np.float64]] = {}
+    for encoder in bench.encoders:
+        train, val, test = (
+            bench.labelled(benchmark, encoder.name, split) for split in ("train", "val", bench.settings.split)
+        )
+        probe = fit_probe(train, val, parts=encoder.parts, labels=len(benchmark.labels))
+        figures[encoder.name] = measure_probe(probe, test, rng=bench.rng())
+        if benchmark.operating_point:
+            figures[encoder.name]["at_threshold"] = at_threshold(probe, val, test, rng=bench.rng())
+        fitted[encoder.name] = probe
+        scores[encoder.name] = probe.probabilities(test.x)
+    return figures, fitted, scores
+
+
+def _few_shot(bench: Bench, benchmark: Benchmark) -> tuple[dict[str, Any], dict[str, Any]]:
+    labels = len(benchmark.labels)
+    methods: dict[str, tuple[str, FewShotMethod]] = {e.name: (e.name, plain_regression) for e in bench.encoders}
+    methods[OURS_AUTO] = ("ours", few_shot.auto_head(bench.model))
+    train = bench.labelled(benchmark, "ours", "train")
+    drawn = few_shot.draw_supports(train.y, train.groups, labels=labels)
+    curves: dict[str, Any] = {}
+    at_ten: dict[str, NDArray[np.float64]] = {}
+    test = bench.labelled(benchmark, "ours", bench.settings.split)
+    for name, (encoder, method) in methods.items():
+        found = few_shot.few_shot(
+            bench.labelled(benchmark, encoder, "train"),
+            bench.labelled(benchmark, encoder, bench.settings.split),
+            drawn,
+            method=method,
+            labels=labels,
+        )
+        curves[name] = few_shot.curve(found, test.y)
+        at_ten[name] = found[10]
+    differences = {
+        f"{name} less {Initial.name}": few_shot.paired_difference(
+            at_ten[name], at_ten[Initial.name], test, rng=bench.rng()
+        )
+        for name in ("ours", OURS_AUTO)
+        if name in at_ten and Initial.name in at_ten
+    }
+    return {"auroc": curves, "ten_shot_differences": differences}, _support_lists(bench, benchmark, drawn)
+
+
+def _zero_shot(bench: Bench, entries: dict[str, Any]) -> None:
+    """Put zero-shot figures into the entries, where the model has words for its images."""
+    if bench.model.manifest.text is None:
+        logger.warning("the model has no text encoder: nothing is measured in words")
+        return
+    for benchmark in bench.asked:
+        test = bench.labelled(benchmark, "ours", bench.settings.split)
+        entries[benchmark.name]["zero_shot"] = zero_shot(
+            bench.model.words, test, benchmark, words=knowledge(), rng=bench.rng()
+        )
+
+
+def _support_lists(bench: Bench, benchmark: Benchmark, drawn: Sequence[few_shot.Support]) -> dict[str, Any]:
+    labels = benchmark.labels_of(bench.examples, extra=bench.extra)
+    kept = bench.of_split("train") & (labels != MASKED)
+    names = [f"{e.dataset}/{e.path.name}" for e, k in zip(bench.examples, kept, strict=True) if k]
+    listed: dict[str, dict[str, list[str]]] = {}
+    for support in drawn:
+        listed.setdefault(str(support.shots), {})[str(support.seed)] = [names[i] for i in support.indices]
+    return {"labels": [label.name for label in benchmark.labels], "shots": listed}
+
+
+def _corruptions(bench: Bench, probes: dict[str, dict[str, Probe]]) -> dict[str, Any]:
+    """Mean loss of AUROC of our probe and of EfficientNet-Lite2's, on the same damaged images."""
+    compared = [e for e in bench.encoders if e.name in {"ours", Efficientnet.name}]
+    of_split = bench.of_split(bench.settings.split)
+    sources: dict[str, Any] = {}
+    for benchmark in bench.asked:
+        if benchmark.dataset in bench.left_out:
+            continue
+        labels = np.where(of_split, benchmark.labels_of(bench.examples, extra=bench.extra), MASKED)
+        chosen = corruptions.spread_sample(labels, most=bench.settings.corruption_images, rng=bench.rng())
+        images = [bench.examples[i] for i in chosen]
+        sources[benchmark.name] = {"images": len(chosen)} | {
+            encoder.name: corruptions.corruption_loss(
+                probes[benchmark.name][encoder.name],
+                labels[chosen],
+                bench.outputs[encoder.name]["embedding"][chosen],
+                damaged=corruptions.damaged_features(encoder, images, cache=bench.cache),
+            )
+            for encoder in compared
+        }
+    means = {e.name: float(np.mean([s[e.name]["mean_loss"] for s in sources.values()])) for e in compared}
+    return {"severity": corruptions.SEVERITY, "sources": sources, "mean_loss": means}
+
+
+def _shortcuts(bench: Bench, probe_scores: dict[str, dict[str, NDArray[np.float64]]]) -> dict[str, Any]:
+    """How far the adult chest-film score goes along with the view."""
+    benchmark = next((b for b in bench.asked if b.dataset == "nih_cxr"), None)
+    if benchmark is None:
+        return {}
+    test = bench.labelled(benchmark, "ours", bench.settings.split)
+    view = shortcuts.fit_view_probe(_films_of_known_view(bench))
+    found: dict[str, Any] = {"dataset": benchmark.dataset, "images": len(test)}
+    if view is not None:
+        found |= shortcuts.view_figures(view, probe_scores[benchmark.name]["ours"][:, 1], test)
+    labels = benchmark.labels_of(bench.examples, extra=bench.extra)
+    films = [e for e, y in zip(bench.examples, labels, strict=True) if y != MASKED]
+    ours = bench.encoders[0]
+
+    def auroc_after(change: Change | None) -> dict[str, Any]:
+        embedding = features(ours, films, cache=bench.cache, change=change)["embedding"]
+        y, groups = labels[labels != MASKED], np.array([e.group for e in films])
+        parts = [
+            select(embedding, y, groups, np.array([e.split == s for e in films]))
+            for s in ("train", "val", bench.settings.split)
+        ]
+        probe = fit_probe(parts[0], parts[1], parts=ours.parts, labels=len(benchmark.labels))
+        return measure_probe(probe, parts[2], rng=bench.rng())
+
+    found["looks"] = {name: auroc_after(change) for name, change in shortcuts.LOOKS}
+    return found
+
+
+def _films_of_known_view(bench: Bench) -> Labelled:
+    """Training films whose projection extra_labels.csv states: AP is 1, PA is 0."""
+    views = {"ap": 1, "pa": 0}
+    y = np.array(
+        [
+            views.get(bench.extra.get((f"{e.path.parent.name}/{e.path.name}", "projection"), ""), MASKED)
+            for e in bench.examples
+        ],
+        dtype=np.int64,
+    )
+    groups = np.array([e.group for e in bench.examples])
+    return select(bench.outputs["ours"]["embedding"], y, groups, bench.of_split("train"))
+
+
+def _model_facts(model: Model) -> dict[str, Any]:
+    m = model.manifest
+    return {
+        "name": m.name,
+        "version": m.version,
+        "graph_sha256": m.graph_sha256,
+        "threshold_set": m.threshold_set,
+        "precision": m.precision,
+        "size": m.input.size,
+        "training": m.training,
+        "licence": m.licence,
+        "sources": list(m.sources),
+        "unserved": [asdict(u) for u in m.unserved],
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ImportError:
+        return "another build"  # onnxruntime and onnxruntime-gpu are one module under two names
+
+
+def to_json(report: dict[str, Any]) -> str:
+    """The text of evaluation.json."""
+    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
