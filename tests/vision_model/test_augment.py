@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from vision_model.data.augment import MIRRORED, TURNED, Augmentation, brightness, compressed, geometry, smoothed
 
 SIZE = 42
-SEEDS = range(60)
+SEEDS = range(40)
 
 
 @pytest.fixture(scope="module")
