@@ -26,6 +26,7 @@ VisionModelError
 └── TrainingError            making one
     ├── RecipeInvalid
     ├── SourceInvalid
+    ├── SourceNotFetched
     ├── WeightsInvalid
     ├── LossNotFinite
     ├── ParityFailed
@@ -187,6 +188,12 @@ class SourceInvalid(TrainingError):
     """A source of images is not laid out as it must be."""
 
     code = "model.source-invalid"
+
+
+class SourceNotFetched(TrainingError):
+    """A public source is not on this machine and cannot be reached; the message says what to put where."""
+
+    code = "model.source-not-fetched"
 
 
 class WeightsInvalid(TrainingError):

@@ -189,6 +189,7 @@ NEVER_SERVED = frozenset(
     {
         "model.recipe-invalid",
         "model.source-invalid",
+        "model.source-not-fetched",
         "model.weights-invalid",
         "model.loss-not-finite",
         "model.parity-failed",
