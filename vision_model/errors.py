@@ -28,6 +28,7 @@ VisionModelError
     ├── SourceInvalid
     ├── SourceNotFetched
     ├── WeightsInvalid
+    ├── EvaluationInvalid
     ├── LossNotFinite
     ├── ParityFailed
     └── QuantisationFailed
@@ -200,6 +201,12 @@ class WeightsInvalid(TrainingError):
     """Initial weights are not those that the recipe names."""
 
     code = "model.weights-invalid"
+
+
+class EvaluationInvalid(TrainingError):
+    """A file is no evaluation, or one of another model."""
+
+    code = "model.evaluation-invalid"
 
 
 class LossNotFinite(TrainingError):

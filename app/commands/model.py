@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import vision_model
+from app.commands import model_evaluate
 from app.config import load
 from app.gate import age_range
 from vision_model.errors import GraphInvalid, TrainingError
@@ -41,16 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pretrain.add_argument("--data", type=Path, required=True, help="a folder of images with a manifest.csv")
     pretrain.add_argument("--out", type=Path, required=True, help="the run's folder; a stopped run goes on from there")
     pretrain.add_argument("--version", default="0.1.0", help="the version its manifest states (default: %(default)s)")
-    evaluate = commands.add_parser("evaluate", help="measure a model on the test split of a folder of images")
-    evaluate.add_argument("folder", nargs="?", type=Path, help="a model's folder (default: the shipped one)")
-    evaluate.add_argument("--data", type=Path, required=True, help="a folder of images with a manifest.csv")
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    model_evaluate.add_arguments(commands)
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises ModelNotFound, ManifestInvalid, ModelDigestMismatch, GraphInvalid, ProviderUnavailable."""
-    if args.model_command in {"pretrain", "evaluate"}:
-        return _train(args)
+    if args.model_command == "pretrain":
+        return _pretrain(args)
+    if args.model_command in model_evaluate.COMMANDS:
+        return model_evaluate.run(args)
     settings = load(args.config)
     folder = args.folder or settings.model.path or MODELS / SHIPPED
     if args.model_command == "verify":
@@ -65,21 +65,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train(args: argparse.Namespace) -> int:
-    """Training and measuring need the extra `train`; nothing else of the application does."""
+def _pretrain(args: argparse.Namespace) -> int:
+    """Training needs the extra `train`; nothing else of the application but measuring does."""
     try:
         from vision_model.pretrain import run  # torch takes seconds to import and may be absent
     except ModuleNotFoundError as exc:
         raise TrainingError(
             f"{exc.name} is not installed; training needs the extra: pip install 'hilum[train]'"
         ) from exc
-    if args.model_command == "pretrain":
-        evaluation = run.pretrain(recipe_name=args.recipe, data=args.data, out=args.out, version=args.version)
-        if evaluation is not None:  # of several processes the first reports
-            print(run.table(evaluation))
-        return 0
-    evaluation = run.evaluate_folder(args.folder or MODELS / SHIPPED, data=args.data)
-    print(evaluation.to_json() if args.json else run.table(evaluation))
+    evaluation = run.pretrain(recipe_name=args.recipe, data=args.data, out=args.out, version=args.version)
+    if evaluation is not None:  # of several processes the first reports
+        print(run.table(evaluation))
     return 0
 
 

@@ -191,6 +191,7 @@ NEVER_SERVED = frozenset(
         "model.source-invalid",
         "model.source-not-fetched",
         "model.weights-invalid",
+        "model.evaluation-invalid",
         "model.loss-not-finite",
         "model.parity-failed",
         "model.quantisation-failed",

@@ -1,6 +1,5 @@
 """`hilum model evaluate`: everything that is said of a model, measured by one command."""
 
-import json
 import logging
 import platform
 import time
@@ -416,8 +415,3 @@ def _version(package: str) -> str:
         return version(package)
     except ImportError:
         return "another build"  # onnxruntime and onnxruntime-gpu are one module under two names
-
-
-def to_json(report: dict[str, Any]) -> str:
-    """The text of evaluation.json."""
-    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
