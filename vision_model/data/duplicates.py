@@ -11,6 +11,7 @@ Turned, mirrored or cropped copies are not.
 
 import csv
 import logging
+import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ def fingerprints(
 
     Raises SourceInvalid for a file that is no image.
     """
-    keys = [_key(example) for example in examples]
+    keys = [example.key() for example in examples]
     known: dict[str, int] = {}
     hashes, thumbnails = np.zeros(len(keys), np.uint64), np.zeros((len(keys), SIDE, SIDE), np.uint8)
     if cache is not None and cache.is_file():
@@ -138,7 +139,7 @@ def fingerprints(
         hashes[unknown[n]] = np.packbits(bits.ravel()).view(np.uint64)[0]
         thumbnails[unknown[n]] = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX))
     if cache is not None and unknown:
-        part = cache.with_suffix(".part.npz")
+        part = cache.with_suffix(f".{os.getpid()}.npz")  # under torchrun every process comes here
         part.parent.mkdir(parents=True, exist_ok=True)
         np.savez(part, keys=np.array(keys), hashes=hashes, thumbnails=thumbnails)
         part.replace(cache)
@@ -186,8 +187,3 @@ def _likeness(a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.float32]:
     norm = np.sqrt(np.einsum("pd,pd->p", x, x) * np.einsum("pd,pd->p", y, y))
     alike: NDArray[np.float32] = np.einsum("pd,pd->p", x, y) / (norm + NEAR_BLACK)
     return np.where((x != 0).mean(axis=1) >= DETAIL_SHARE, alike, np.float32(0))
-
-
-def _key(example: Example) -> str:
-    stat = example.path.stat()
-    return f"{example.path.absolute()}|{example.split}|{example.index}|{stat.st_size}|{stat.st_mtime_ns}"

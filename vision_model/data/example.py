@@ -36,6 +36,11 @@ class Example:
         """The file, and which of its images where it holds several."""
         return self.path.name if self.index is None else f"{self.path.name}[{self.index}]"
 
+    def key(self) -> str:
+        """Names the pixels: another file, or the same one changed, has another key."""
+        stat = self.path.stat()
+        return f"{self.path.absolute()}|{self.split}|{self.index}|{stat.st_size}|{stat.st_mtime_ns}"
+
 
 def split_of(group: str) -> Split:
     """70 % train, 10 % val, 20 % test by the group's digest: on every machine, in every order, the same."""
