@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from vision_model.errors import ParityFailed
 from vision_model.net import HilumNet
-from vision_model.pretrain.heads import Heads, Reference
+from vision_model.pretrain.heads import Heads
+from vision_model.pretrain.reference import Reference, Unlikeness, parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,32 +28,23 @@ FP16_FROM = 1024  # smaller tensors stay fp32: nothing to gain
 class ServedNet(nn.Module):
     """The graph that ships: the encoder, the fitted heads and the out-of-distribution reference."""
 
-    ood_mean: Tensor
-    ood_directions: Tensor
-    ood_gains: Tensor
-    ood_inverse_rest: Tensor
-
     def __init__(self, net: HilumNet, heads: Heads, reference: Reference) -> None:
         super().__init__()
         self.net = net
         self.net.head.weight.data = torch.from_numpy(heads.weight)
         self.net.head.bias.data = torch.from_numpy(heads.bias)
-        for name in ("mean", "directions", "gains", "inverse_rest"):
-            self.register_buffer(f"ood_{name}", torch.from_numpy(getattr(reference, name)))
+        self.unlikeness = Unlikeness(reference)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(B, 3, S, S) -> embedding (B, D), patch tokens (B, T, D), patch logits (B, T, C), logits (B, C), ood (B, G).
 
-        Patch logits are each patch's share of the logits, bias included; they sum to them. `ood` is the squared
-        Mahalanobis distance to each task's training images over the embedding's width, so that about 1 is usual.
+        Patch logits are each patch's share of the logits, bias included; they sum to them. `ood` says how much further
+        than usual the image is from each task's training images: see `Unlikeness`.
         """
         tokens = self.net.unit_features(images)
         patch_logits = self.net.head(tokens) / tokens.shape[1]
-        embedding = tokens.mean(dim=1)
-        away = embedding[:, None, :] - self.ood_mean  # (B, G, D)
-        along = torch.einsum("bgd,gkd->bgk", away, self.ood_directions)
-        distance = self.ood_inverse_rest * away.square().sum(-1) - (along.square() * self.ood_gains).sum(-1)
-        return embedding, tokens, patch_logits, patch_logits.sum(dim=1), distance / embedding.shape[-1]
+        ood = self.unlikeness(parts_of(tokens))
+        return tokens.mean(dim=1), tokens, patch_logits, patch_logits.sum(dim=1), ood
 
 
 @torch.no_grad()

@@ -23,17 +23,20 @@ from vision_model.errors import LossNotFinite, ParityFailed, RecipeInvalid, Sour
 from vision_model.export import ServedNet, export
 from vision_model.knowledge import knowledge
 from vision_model.manifest import GRAPH_NAME
-from vision_model.net import EMBEDDING_SIZE, HilumNet
+from vision_model.net import EMBEDDING_SIZE, TAPS, WIDTH, HilumNet
 from vision_model.pretrain import loop
-from vision_model.pretrain.heads import Heads, Reference
+from vision_model.pretrain.heads import Heads
 from vision_model.pretrain.initial import initial_state
 from vision_model.pretrain.loop import COLUMNS as METRICS
 from vision_model.pretrain.loop import train
 from vision_model.pretrain.objective import Prompts, concept_targets, read_prompts, self_loss, text_loss
 from vision_model.pretrain.recipe import Recipe, read_recipe
+from vision_model.pretrain.reference import Reference
 from vision_model.pretrain.run import evaluate_folder, pretrain
 from vision_model.runtime import MODELS, SHIPPED
 from vision_model.text import TextEncoder
+
+PARTS = 2 * len(TAPS)
 
 
 @pytest.fixture(scope="module")
@@ -288,10 +291,11 @@ def test_a_graph_that_differs_from_torch_is_not_written(what: Curriculum, recipe
         rng.normal(0, 50, (what.logits, EMBEDDING_SIZE)).astype(np.float32), np.zeros(what.logits, np.float32)
     )
     reference = Reference(
-        np.zeros((groups, EMBEDDING_SIZE), np.float32),
-        np.zeros((groups, 2, EMBEDDING_SIZE), np.float32),
-        np.zeros((groups, 2), np.float32),
-        np.ones(groups, np.float32),
+        np.zeros((1 + groups, PARTS, WIDTH), np.float32),
+        np.zeros((1 + groups, PARTS, 2, WIDTH), np.float32),
+        np.zeros((1 + groups, PARTS, 2), np.float32),
+        np.ones((1 + groups, PARTS), np.float32),
+        np.zeros(groups, np.float32),
     )
     images = rng.normal(size=(2, 3, 28, 28)).astype(np.float32)
     served = ServedNet(HilumNet(what, size=28), heads, reference)

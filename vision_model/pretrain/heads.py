@@ -1,4 +1,4 @@
-"""Fit the final linear heads and the out-of-distribution reference on embeddings."""
+"""Fit the final linear heads on embeddings."""
 
 import logging
 from collections.abc import Sequence
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.covariance import LedoitWolf
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from tqdm import tqdm
@@ -21,12 +20,11 @@ from vision_model.errors import SourceInvalid
 from vision_model.manifest import InputSpec
 from vision_model.net import EMBEDDING_SIZE, TAPS, WIDTH, HilumNet
 from vision_model.preprocess import normalise
+from vision_model.pretrain.reference import parts_of
 from vision_model.runtime import softmax
 
 logger = logging.getLogger(__name__)
 
-# Of features of about unit size; below it a distance would measure the rounding of fp32.
-VARIANCE_FLOOR = 1e-4
 # Columns of the embedding that a head may read: one tap's, or all.
 TAP_COLUMNS = {
     **{str(tap): slice(i * WIDTH, (i + 1) * WIDTH) for i, tap in enumerate(TAPS)},
@@ -43,33 +41,26 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Reference:
-    """A Gaussian of each task's training embeddings, kept as a mean, leading directions and what is left.
+class Embedded:
+    """What the encoder says of N images, in their order."""
 
-    The squared Mahalanobis distance under a Ledoit-Wolf covariance (Ledoit & Wolf 2004) is
-    `inverse_rest · |x - mean|² - sum((directions · (x - mean))² · gains)`: shrinkage makes all small eigenvalues nearly
-    one value, so the leading directions are enough.
-    """
-
-    mean: NDArray[np.float32]  # (G, D)
-    directions: NDArray[np.float32]  # (G, K, D)
-    gains: NDArray[np.float32]  # (G, K)
-    inverse_rest: NDArray[np.float32]  # (G,)
+    mean: NDArray[np.float32]  # (N, D), the embedding
+    parts: NDArray[np.float32]  # (N, P, W), see `parts_of`: what tells an image that is unlike the others
 
 
-def embed_examples(
-    net: HilumNet, examples: Sequence[Example], *, spec: InputSpec, batch: int = 32
-) -> NDArray[np.float32]:
-    """(N, D) mean patch tokens of the examples, in their order."""
+def embed_examples(net: HilumNet, examples: Sequence[Example], *, spec: InputSpec, batch: int = 32) -> Embedded:
+    """What the encoder says of the examples, in their order."""
     squares = load_squares(examples, spec=spec)
-    parts = []
+    means, parts = [], []
     with torch.inference_mode():
         for start in tqdm(range(0, len(examples), batch), desc="embed", unit="batch", mininterval=10):
             images = np.stack(
                 [normalise(s.astype(np.float32) / np.float32(255), spec=spec) for s in squares[start : start + batch]]
             )
-            parts.append(net.unit_features(torch.from_numpy(images)).mean(dim=1).numpy())
-    return np.concatenate(parts)
+            tokens = net.unit_features(torch.from_numpy(images))
+            means.append(tokens.mean(dim=1).numpy())
+            parts.append(parts_of(tokens).numpy())
+    return Embedded(np.concatenate(means), np.concatenate(parts))
 
 
 def fit_heads(
@@ -129,24 +120,6 @@ def _calibrated_loss(
 ) -> float:
     logits = x @ weight.T + bias
     return float(log_loss(y, softmax(logits / temperature(logits, y)), labels=range(len(bias))))
-
-
-def fit_reference(
-    train: tuple[NDArray[np.float32], NDArray[np.int64]], *, curriculum: Curriculum, components: int
-) -> Reference:
-    """The Gaussian of each task's own training images."""
-    means, directions, gains, rests = [], [], [], []
-    for column in range(1, 1 + len(curriculum.tasks)):
-        x, _ = _labelled(train, column)
-        covariance = LedoitWolf().fit(x)
-        values, vectors = np.linalg.eigh(covariance.covariance_)
-        values = np.maximum(values, VARIANCE_FLOOR)
-        rest = values[:-components].mean()
-        means.append(x.mean(axis=0))
-        directions.append(vectors[:, -components:].T)
-        gains.append(1 / rest - 1 / values[-components:])
-        rests.append(1 / rest)
-    return Reference(*(np.array(part, dtype=np.float32) for part in (means, directions, gains, rests)))
 
 
 def _labelled(

@@ -44,11 +44,12 @@ from vision_model.manifest import (
 from vision_model.manifest import read_manifest as read_model_manifest
 from vision_model.net import EMBEDDING_SIZE, HilumNet
 from vision_model.preprocess import normalise
-from vision_model.pretrain.heads import embed_examples, fit_heads, fit_reference
+from vision_model.pretrain.heads import embed_examples, fit_heads
 from vision_model.pretrain.loop import train
 from vision_model.pretrain.objective import Prompts, read_prompts
 from vision_model.pretrain.place import find_place
 from vision_model.pretrain.recipe import Recipe, read_recipe
+from vision_model.pretrain.reference import fit_reference
 from vision_model.runtime import MODELS, SHIPPED, softmax
 from vision_model.text import TextEncoder
 from vision_model.zero_shot import Projection
@@ -89,14 +90,23 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
         return None
     round_to_fp16(net)
     spec = recipe.input_spec(size=recipe.stages[-1].size, windows=what.windows)
-    embedded = {
-        split: (embed_examples(net, by_split[split], spec=spec), targets(by_split[split], what))
-        for split in ("train", "val")
-    }
+    (train_embedded, train_targets), (val_embedded, val_targets) = (
+        (embed_examples(net, by_split[split], spec=spec), targets(by_split[split], what)) for split in ("train", "val")
+    )
     served = ServedNet(
         net,
-        fit_heads(embedded["train"], embedded["val"], curriculum=what, strengths=recipe.head_c),
-        fit_reference(embedded["train"], curriculum=what, components=recipe.ood_components),
+        fit_heads(
+            (train_embedded.mean, train_targets),
+            (val_embedded.mean, val_targets),
+            curriculum=what,
+            strengths=recipe.head_c,
+        ),
+        fit_reference(
+            (train_embedded.parts, train_targets),
+            (val_embedded.parts, val_targets),
+            tasks=[task.name for task in what.tasks],
+            components=recipe.ood_components,
+        ),
     )
     round_to_fp16(served)
     folder = out / "model"
