@@ -11,7 +11,7 @@ from vision_model.errors import GraphInvalid, ProviderUnavailable
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 INPUT = "images"
-PRECISION_KEY = "precision"  # in the graph's own metadata, written by vision_model.quantise
+PRECISION_KEY = "precision"  # in the graph's own metadata, written by the export and by vision_model.quantise
 LARGEST_BATCH = 64  # that a TensorRT engine is built for; larger batches are cut
 
 
@@ -55,10 +55,11 @@ class Graph:
         if self.provider != wanted:
             raise ProviderUnavailable(f"{wanted} could not start on this machine; check the driver or use cpu")
         self.outputs = frozenset(output.name for output in self._session.get_outputs())
-        metadata = self._session.get_modelmeta().custom_metadata_map
+        # "int8", "int8-stored" or "fp16-stored"; None for a graph that does not say
+        self.precision: str | None = self._session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY)
         # An 8-bit graph scales a whole activation by its largest value. Were images run together, each would change the
         # others' answers (measured: by up to 0.47 in a logit); alone, an image has one answer.
-        self._alone = metadata.get(PRECISION_KEY) == "int8"
+        self._alone = self.precision == "int8"
         self._device = "cpu" if provider == "cpu" else "cuda"
 
     def run(self, tensors: NDArray[np.float32], outputs: Sequence[str]) -> list[NDArray[np.float32]]:
