@@ -75,11 +75,10 @@ def run(args: argparse.Namespace) -> int:
         folder,
         data=args.data,
         cache=args.cache or args.out / "cache",
-        settings=measuring.Settings(
-            split=args.split, baselines=args.baselines == "all", corruption_images=args.corruption_images
-        ),
+        settings=measuring.Settings(split=args.split, corruption_images=args.corruption_images),
         command=f"hilum model evaluate --data {args.data.name} --baselines {args.baselines} --split {args.split} "
         f"--corruption-images {args.corruption_images}",
+        others=measuring.baselines if args.baselines == "all" else measuring.no_baselines,
     )
     report.write_report(measured, manifest=manifest, out=args.out, notes=notes)
     print(json.dumps(measured.report) if args.json else report.goals_table(measured.report))

@@ -139,9 +139,7 @@ def corruption_loss(
     return {"clean_auroc": area, "losses": losses, "mean_loss": float(np.mean(list(losses.values())))}
 
 
-def damaged_features(
-    encoder: Encoder, examples: Sequence[Example], *, cache: Path | None
-) -> dict[str, NDArray[np.float32]]:
+def damaged_features(encoder: Encoder, examples: Sequence[Example], *, cache: Path) -> dict[str, NDArray[np.float32]]:
     """Corruption -> (N, D) embeddings of the damaged images."""
     return {
         name: features(encoder, examples, cache=cache, change=change)["embedding"]

@@ -171,9 +171,14 @@ class Pixels:
         return {"embedding": np.stack([_grey(image, size=PIXEL_SIZE).ravel() for image in images])}
 
 
-def baselines(spec: InputSpec, *, cache: Path) -> list[Encoder]:
+def baselines(spec: InputSpec, cache: Path) -> list[Encoder]:
     """What ours is compared with; the initial weights are kept in `cache`. Raises WeightsInvalid."""
     return [Initial(spec, cache=cache), Efficientnet(), Hog(), Pixels()]
+
+
+def no_baselines(_spec: InputSpec, _cache: Path) -> list[Encoder]:
+    """Ours alone."""
+    return []
 
 
 def read_image(path: Path) -> Image8:

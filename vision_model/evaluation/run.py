@@ -3,7 +3,7 @@
 import logging
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ from vision_model.evaluation.benchmarks import (
     left_out,
     require_sources,
 )
-from vision_model.evaluation.encoders import Efficientnet, Encoder, Initial, Ours, baselines
+from vision_model.evaluation.encoders import Efficientnet, Encoder, Initial, Ours, baselines, no_baselines
 from vision_model.evaluation.features import Change, Outputs, features
 from vision_model.evaluation.few_shot import FewShotMethod, plain_regression
 from vision_model.evaluation.probes import (
@@ -43,8 +43,11 @@ from vision_model.evaluation.probes import (
 from vision_model.evaluation.served import Scores, evaluate, photographs
 from vision_model.evaluation.zero_shot import routing, zero_shot
 from vision_model.knowledge import knowledge
+from vision_model.manifest import InputSpec
 from vision_model.preprocess import normalise
 from vision_model.runtime import Model, load
+
+__all__ = ["Measured", "Settings", "baselines", "evaluate_model", "no_baselines"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +60,6 @@ class Settings:
     """What is measured, and how much of it."""
 
     split: Split = "test"
-    baselines: bool = True
     corruption_images: int = 120  # of each source
     seed: int = 7
 
@@ -87,7 +89,7 @@ class Bench:
     asked: tuple[Benchmark, ...]
     left_out: frozenset[str]
     duplicates: int  # train images left out because they stand twice
-    cache: Path | None
+    cache: Path
     command: str
     encoders: list[Encoder] = field(default_factory=list)
     outputs: dict[str, Outputs] = field(default_factory=dict)  # encoder -> outputs for `examples`
@@ -117,14 +119,22 @@ class Bench:
         logger.info("%s took %.0f s", stage, self.seconds[stage])
 
 
-def evaluate_model(folder: Path, *, data: Path, cache: Path | None, settings: Settings, command: str) -> Measured:
-    """Measure the model of a folder on a folder of images.
+def evaluate_model(
+    folder: Path,
+    *,
+    data: Path,
+    cache: Path,
+    settings: Settings,
+    command: str,
+    others: Callable[[InputSpec, Path], list[Encoder]] = baselines,
+) -> Measured:
+    """Measure the model of a folder on a folder of images, beside the `others` that are made for its input.
 
     Raises ModelNotFound, ManifestInvalid, ModelDigestMismatch, WeightsInvalid, and SourceInvalid naming what is
     missing.
     """
     started = datetime.now(UTC)
-    bench = _bench(folder, data=data, cache=cache, settings=settings, command=command)
+    bench = _bench(folder, data=data, cache=cache, settings=settings, command=command, others=others)
     for encoder in bench.encoders:
         with bench.timed(f"embedding by {encoder.name}"):
             bench.outputs[encoder.name] = features(encoder, bench.examples, cache=cache)
@@ -165,7 +175,15 @@ def evaluate_model(folder: Path, *, data: Path, cache: Path | None, settings: Se
     return Measured(report, supports, probe_scores, truth, scores, measured, ours["embedding"])
 
 
-def _bench(folder: Path, *, data: Path, cache: Path | None, settings: Settings, command: str) -> Bench:
+def _bench(
+    folder: Path,
+    *,
+    data: Path,
+    cache: Path,
+    settings: Settings,
+    command: str,
+    others: Callable[[InputSpec, Path], list[Encoder]],
+) -> Bench:
     model, what = load(folder), curriculum()
     splits = {"train", "val", settings.split}
     asked = benchmarks(what)
@@ -173,9 +191,7 @@ def _bench(folder: Path, *, data: Path, cache: Path | None, settings: Settings, 
     require_sources(examples, asked)
     unseen = left_out(model.manifest, asked)
     # What pretraining was kept from, a probe is kept from too: a train image that is also a test image tells nothing.
-    examples, removed = without_duplicates(
-        examples, cache=cache / "fingerprints.npz" if cache else None, guarded=unseen
-    )
+    examples, removed = without_duplicates(examples, cache=cache / "fingerprints.npz", guarded=unseen)
     examples = [e for e in examples if e.split in splits]
     bench = Bench(
         model=model,
@@ -190,8 +206,7 @@ def _bench(folder: Path, *, data: Path, cache: Path | None, settings: Settings, 
         command=command,
     )
     bench.encoders.append(Ours(model))
-    if settings.baselines:
-        bench.encoders += baselines(model.manifest.input, cache=cache or data.parent / "cache")
+    bench.encoders += others(model.manifest.input, cache)
     return bench
 
 

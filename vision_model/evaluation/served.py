@@ -8,7 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -19,6 +18,7 @@ from vision_model.data.sources import Example, load_squares
 from vision_model.data.tasks import Curriculum
 from vision_model.errors import SourceInvalid
 from vision_model.evaluation.intervals import area, auroc, bootstrap_interval
+from vision_model.graph import Graph
 from vision_model.manifest import InputSpec, Manifest, Task
 from vision_model.preprocess import normalise, square
 from vision_model.runtime import softmax
@@ -94,13 +94,13 @@ def score(graph: Path, examples: Sequence[Example], *, spec: InputSpec) -> Score
 
 def score_squares(graph: Path, squares: NDArray[np.uint8], *, spec: InputSpec, batch: int = 16) -> Scores:
     """Run the graph over (N, S, S, 3) 8-bit squares on the CPU."""
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    session = Graph(graph)
     logits: list[NDArray[np.float32]] = []
     ood: list[NDArray[np.float32]] = []
     for start in tqdm(range(0, len(squares), batch), desc="score", unit="batch", mininterval=10):
         unit = squares[start : start + batch].astype(np.float32) / np.float32(255)
         images = np.stack([normalise(s, spec=spec) for s in unit])
-        for store, output in zip((logits, ood), session.run(["logits", "ood"], {"images": images}), strict=True):
+        for store, output in zip((logits, ood), session.run(images, ("logits", "ood")), strict=True):
             store.append(output)
     return Scores(np.concatenate(logits), np.concatenate(ood))
 
