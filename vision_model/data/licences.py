@@ -1,4 +1,4 @@
-"""Which licences of images are permissive: the table of `licences.toml`."""
+"""What is known of where images come from: which licences are permissive, and who published which dataset."""
 
 import re
 import tomllib
@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 LICENCES_FILE = Path(__file__).parent / "licences.toml"
+PROVENANCE_FILE = Path(__file__).parent / "provenance.toml"
 
 
 def permissive(licence: str) -> bool:
@@ -23,6 +24,13 @@ def refusal(licence: str) -> str | None:
     if any(pattern.search(stated) for pattern in allowed):
         return None
     return "is not in the table of licences" if stated.strip() else "is not stated"
+
+
+@cache
+def published() -> dict[str, str]:
+    """Dataset -> who published it, for the datasets of `provenance.toml`."""
+    raw = tomllib.loads(PROVENANCE_FILE.read_text(encoding="utf-8"))
+    return {dataset: row["cite"] for dataset, row in raw.items()}
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from vision_model.data.dicom import read_dicom
 from vision_model.data.example import PRECEDENCE, Example, Split, one_split_each
 from vision_model.data.folder import read_folder
-from vision_model.data.licences import refusal
+from vision_model.data.licences import published, refusal
 from vision_model.data.load import load_squares
 from vision_model.data.medmnist_sets import MADE_FROM, read_medmnist
 from vision_model.errors import RecipeInvalid, SourceInvalid
@@ -147,7 +147,7 @@ def read_manifest(folder: Path) -> list[Example]:
                 split=_split(row["split"], path),
                 licence=row["licence"],
                 population=row.get("population") or "unknown",
-                provenance=row.get("provenance") or "",
+                provenance=row.get("provenance") or published().get(row["dataset"], ""),
             )
             for row in rows
         ]
