@@ -44,7 +44,7 @@ class Unlikeness(nn.Module):
     two squared distances in place of their difference, since that is what layers can be averaged in without weights.
     It looks at the mean of the patch tokens of each tap, and at their spread over the image: a drawn phantom has the
     mean of a brain, and not its variety. On val the spread made the most of it: it kept back 95 % of drawn phantoms
-    instead of 20 %, and twice as many films of other hospitals. Nearest neighbours added nothing, and were left out.
+    instead of 20 %, and nearly twice as many films of other hospitals. Nearest neighbours added nothing, and were left out.
     """
 
     mean: Tensor
@@ -60,7 +60,8 @@ class Unlikeness(nn.Module):
 
     def forward(self, parts: Tensor) -> Tensor:
         """(B, P, W) of `parts_of` -> (B, G): 1 is the median image of val, 2 is twice as far for the background's."""
-        return (self.log_ratios(parts) - self.usual).exp()
+        scores: Tensor = (self.log_ratios(parts) - self.usual).exp()
+        return scores
 
     def log_ratios(self, parts: Tensor) -> Tensor:
         """(B, P, W) -> (B, G) mean over the parts of the logarithm of (distance to the task / to the background).
@@ -72,7 +73,8 @@ class Unlikeness(nn.Module):
         rest = away - torch.einsum("bgpk,gpkw->bgpw", along, self.directions)
         squares = (along.square() * self.inverse).sum(-1) + rest.square().sum(-1) * self.inverse_rest
         logarithms = squares.clamp_min(SMALLEST_DISTANCE).log().mean(dim=-1)  # (B, 1 + G)
-        return logarithms[:, 1:] - logarithms[:, :1]
+        ratios: Tensor = logarithms[:, 1:] - logarithms[:, :1]
+        return ratios
 
 
 def parts_of(tokens: Tensor) -> Tensor:
