@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import vision_model
-from app.commands import model_evaluate
+from app.commands import model_adapt, model_evaluate
 from app.config import load
 from app.gate import age_range
 from vision_model.errors import GraphInvalid, TrainingError
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pretrain.add_argument("--out", type=Path, required=True, help="the run's folder; a stopped run goes on from there")
     pretrain.add_argument("--version", default="0.1.0", help="the version its manifest states (default: %(default)s)")
     model_evaluate.add_arguments(commands)
+    model_adapt.add_arguments(commands)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         return _pretrain(args)
     if args.model_command in model_evaluate.COMMANDS:
         return model_evaluate.run(args)
+    if args.model_command in model_adapt.COMMANDS:
+        return model_adapt.run(args)
     settings = load(args.config)
     folder = args.folder or settings.model.path or MODELS / SHIPPED
     if args.model_command == "verify":

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,13 +91,13 @@ def test_an_image_is_embedded_once(model: Model, monkeypatch: pytest.MonkeyPatch
     images, labels = pictures(8, seed=0)
     classifier = FewShotClassifier(model).fit(images, labels, groups=range(8))
     asked: list[int] = []
-    embed = model.embed
+    run = model.run
 
-    def counted(new: list[NDArray[np.generic]]) -> NDArray[np.float32]:
-        asked.append(len(new))
-        return embed(new)
+    def counted(tensors: Floats, outputs: Sequence[str]) -> list[Floats]:
+        asked.append(len(tensors))
+        return run(tensors, outputs)
 
-    monkeypatch.setattr(model, "embed", counted)
+    monkeypatch.setattr(model, "run", counted)
     classifier.predict([*images, images[0].T.copy()])
     assert asked == [1]
 
@@ -118,11 +119,11 @@ def test_an_unknown_label_is_not_explained(model: Model) -> None:
         FewShotClassifier(model).fit(images, labels, groups=range(8)).explain(images[0], "grey")
 
 
-@settings(max_examples=10, deadline=None)
-@given(order=st.permutations(range(4)), seed=st.integers(0, 5))
+@settings(max_examples=5, deadline=None)
+@given(order=st.permutations(range(3)), seed=st.integers(0, 5))
 def test_naming_the_labels_otherwise_only_reorders_the_answers(order: list[int], seed: int) -> None:
-    plain = examples(32, classes=4, seed=seed)
-    renamed = Examples(plain.x, np.array(order)[plain.y], plain.groups, 4, None)
+    plain = examples(18, classes=3, seed=seed)
+    renamed = Examples(plain.x, np.array(order)[plain.y], plain.groups, 3, None)
     one, other = (fit(e, method="logistic", seed=0).linear.logits(plain.x) for e in (plain, renamed))
     np.testing.assert_allclose(softmax(one), softmax(other)[:, order], atol=0.02)
 
@@ -211,7 +212,7 @@ def test_sets_of_cross_validation_cover_new_images() -> None:
     for seed in range(30):
         support = examples(40, classes=4, seed=seed)
         x, y = clouds(40, classes=4, seed=seed + 1000)
-        conformal = fit(support, method="logistic", seed=0).conformal
+        conformal = fit(support, method="prototype", seed=0).conformal
         assert conformal is not None
         covered += int(conformal.sets(x, alpha=0.2)[np.arange(40), y].sum())
         total += 40
@@ -347,7 +348,7 @@ def test_directions_of_words_decide_where_one_image_a_label_cannot(model: Model)
 
 
 def test_words_that_mislead_are_left_out_by_validation(model: Model) -> None:
-    x, y = clouds(60, classes=2, seed=0, width=CHANNELS, apart=3)
+    x, y = clouds(60, classes=2, seed=0, width=CHANNELS, apart=0.8)
     away = x[y == 0].mean(axis=0) - x[y == 1].mean(axis=0)  # each label's words point at the other
     classifier = FewShotClassifier(model).fit(x, y, groups=range(60), text={0: -away, 1: away})
     assert "text_share" not in classifier.report_

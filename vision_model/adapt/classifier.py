@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Self
@@ -14,30 +15,33 @@ from numpy.typing import NDArray
 from vision_model.adapt.head import Head, LabelValue, load_head
 from vision_model.errors import ExtraMissing, HeadNotFitted, ImageInvalid, SupportInvalid, UnknownLabel
 from vision_model.knowledge import knowledge
-from vision_model.preprocess import prepare
+from vision_model.manifest import InputSpec
+from vision_model.preprocess import ModelInput, prepare
 from vision_model.runtime import Model
 from vision_model.zero_shot import LEAST_LENGTH, open_word_space
 
 logger = logging.getLogger(__name__)
 
-Images = Sequence[NDArray[np.generic]] | NDArray[np.generic]
+Picture = NDArray[np.generic] | ModelInput
+Images = Sequence[Picture] | NDArray[np.generic]
 Text = Mapping[LabelValue, str | Sequence[str] | NDArray[np.floating]]
 Method = Literal["auto", "prototype", "logistic", "lora"]
 
 METHODS = ("auto", "prototype", "logistic", "lora")
 PROTOTYPE_UP_TO = 2  # images a label; above it logistic regression is better on val
 LORA_FROM = 50  # images of the rarest label
+BATCH = 8  # images of one run
 REMEMBERED = 20_000  # embeddings, about 100 MB
 
 
 class FewShotClassifier:
     """Labels for images from a few examples, with prediction sets, an out-of-distribution score and explanations.
 
-    `images` are everywhere either a sequence of (H, W) or (H, W, 3) arrays as `Model.embed` takes them, or one float
-    array (N, D) of that model's embeddings. `groups` say which images belong together (a patient, a lesion): validation
-    never parts a group. Methods: "prototype" (nearest class mean), "logistic" (its strength chosen by left-out groups),
-    "lora" (also changes the encoder's last blocks; needs the extra `train`), or "auto": prototypes up to 2 images a
-    label, else logistic regression.
+    `images` are everywhere a sequence of (H, W) or (H, W, 3) arrays as `Model.embed` takes them, of `ModelInput`s, or
+    of the model's embeddings, (N, D) floats. `groups` say which images belong together (a patient, a lesion);
+    validation never parts them. Methods: "prototype" (nearest class mean), "logistic" (its strength chosen by left-out
+    groups), "lora" (also changes the encoder's last blocks; needs the extra `train`), or "auto": prototypes up to 2
+    images a label, else logistic regression.
 
     After `fit`: `classes_`, `head_` (what is saved), `report_` (what validation chose, and how well it did).
     """
@@ -81,8 +85,8 @@ class FewShotClassifier:
         if method == "lora":
             lora = _needed("vision_model.adapt.lora", extra="train")
             train, test = lora.halves(y, of_group, seed=self.seed)
-            arrays = _only_images(images)
-            adapter = lora.fit(self.model, [arrays[i] for i in train], y[train], seed=self.seed)
+            inputs = _inputs([images[i] for i in train], spec=self.model.manifest.input)
+            adapter = lora.fit(self.model, inputs, y[train], seed=self.seed)
             embedder = _Embedder(adapter.applied(self.model))
         x = embedder(images).astype(np.float64)
         examples = fitting.Examples(x, y, of_group, len(classes), words)
@@ -137,7 +141,8 @@ class FewShotClassifier:
 
     def predict(self, images: Images) -> NDArray[Any]:
         """The most probable label of each image (N,)."""
-        labels: NDArray[Any] = self.classes_[self.predict_proba(images).argmax(axis=1)]
+        best = self.predict_proba(images).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[best]
         return labels
 
     def predict_set(self, images: Images, alpha: float = 0.1) -> list[tuple[LabelValue, ...]]:
@@ -156,13 +161,13 @@ class FewShotClassifier:
         """How far each image (N,) lies from those learnt from; about 1 is usual, above `ood_threshold_` is not."""
         return self._head().support.distance(self._embedder(images))
 
-    def explain(self, image: NDArray[np.generic], label: LabelValue) -> NDArray[np.float32]:
+    def explain(self, image: Picture, label: LabelValue) -> NDArray[np.float32]:
         """(grid, grid) shares of the patches in the label's logit of `decision_function`; they sum to it.
 
         Raises UnknownLabel, ImageInvalid.
         """
         head = self._head()
-        tensor = prepare(np.asarray(image), spec=self._embedder.model.manifest.input).tensor
+        tensor = prepared(image, spec=self.model.manifest.input).tensor
         (tokens,) = self._embedder.model.run(tensor[None], ("patch_tokens",))
         return head.explain(tokens[0], label)
 
@@ -267,21 +272,31 @@ class _Embedder:
 
     def __call__(self, images: Images) -> NDArray[np.float32]:
         size = self.model.manifest.embedding_size
-        if isinstance(images, np.ndarray) and images.ndim == 2:
-            if images.shape[1] != size or images.dtype.kind != "f":
+        if len(images) and all(isinstance(image, np.ndarray) and image.ndim == 1 for image in images):
+            given = np.asarray(images)
+            if given.ndim != 2 or given.shape[1] != size or given.dtype.kind != "f":
                 raise ImageInvalid(
-                    f"an array of shape {images.shape} and type {images.dtype} is neither a sequence of images nor "
+                    f"an array of shape {given.shape} and type {given.dtype} is neither a sequence of images nor "
                     f"float embeddings (N, {size}); put single images in a list"
                 )
-            return _finite(images).astype(np.float32)
-        arrays = [np.asarray(image) for image in images]
-        digests = [_digest(array) for array in arrays]
-        new = {d: a for d, a in zip(digests, arrays, strict=True) if d not in self._known}
-        self._known.update(zip(new, self.model.embed(list(new.values())), strict=True))
+            return _finite(given).astype(np.float32)
+        spec = self.model.manifest.input
+        digests = [_digest(image) for image in images]
+        new = {d: image for d, image in zip(digests, images, strict=True) if d not in self._known}
+        for start in range(0, len(new), BATCH):
+            chunk = list(islice(new.items(), start, start + BATCH))
+            tensors = np.stack([prepared(image, spec=spec).tensor for _, image in chunk])
+            (vectors,) = self.model.run(tensors, ("embedding",))
+            self._known.update(zip([digest for digest, _ in chunk], vectors, strict=True))
         found = [self._known[d] for d in digests]
         for oldest in list(self._known)[: max(len(self._known) - REMEMBERED, 0)]:
             del self._known[oldest]
         return _finite(np.stack(found)) if found else np.empty((0, size), np.float32)
+
+
+def prepared(image: Picture, *, spec: InputSpec) -> ModelInput:
+    """The image as the model takes it; one that is prepared already stays as it is. Raises ImageInvalid."""
+    return image if isinstance(image, ModelInput) else prepare(np.asarray(image), spec=spec)
 
 
 def _checked(
@@ -314,15 +329,19 @@ def _finite(embeddings: NDArray[Any]) -> NDArray[Any]:
     return embeddings
 
 
-def _only_images(images: Images) -> list[NDArray[np.generic]]:
-    if isinstance(images, np.ndarray) and images.ndim == 2:
+def _inputs(images: Images, *, spec: InputSpec) -> NDArray[np.float32]:
+    """(N, 3, S, S). Raises SupportInvalid for embeddings, and ImageInvalid."""
+    if any(isinstance(image, np.ndarray) and image.ndim == 1 for image in images):
         raise SupportInvalid('method "lora" changes the encoder, so it needs the images and not their embeddings')
-    return [np.asarray(image) for image in images]
+    return np.stack([prepared(image, spec=spec).tensor for image in images])
 
 
-def _digest(image: NDArray[np.generic]) -> str:
+def _digest(image: Picture) -> str:
     """The pixels' digest, with shape and type: the same bytes may be another image in another shape."""
-    return hashlib.sha256(f"{image.shape}{image.dtype}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+    if isinstance(image, ModelInput):
+        return f"prepared {image.sha256}"
+    array = np.asarray(image)
+    return hashlib.sha256(f"{array.shape}{array.dtype}".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _needed(module: str, *, extra: str) -> ModuleType:
