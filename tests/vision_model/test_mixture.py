@@ -33,19 +33,22 @@ def test_datasets_and_the_classes_in_them_count_with_the_root_of_their_size() ->
     assert weight[0] == pytest.approx(weight[63])
 
 
-@pytest.mark.parametrize("cap", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("cap", [0.26, 0.3, 0.5, 0.8])
 def test_no_modality_has_more_than_its_cap_and_the_others_keep_their_proportions(cap: float) -> None:
     mixed = [example("a", "DX")] * 900 + [example("b", "CT")] * 9 + [example("c", "MR")] * 36 + [example("d", "US")] * 9
     free, capped = (image_weights(mixed, modality_cap=c) for c in (1, cap))
     modality = np.array([e.modality for e in mixed])
     mass = {m: capped[modality == m].sum() for m in ("DX", "CT", "MR", "US")}
+    assert sum(mass.values()) == pytest.approx(1)
     assert mass["DX"] == pytest.approx(min(cap, free[:900].sum()))
-    assert mass["MR"] / mass["CT"] == pytest.approx(2)
+    assert mass["MR"] == pytest.approx(min(cap, 2 * mass["CT"]))  # filled by what DX gives up
     assert mass["US"] == pytest.approx(mass["CT"])
 
 
-def test_one_modality_alone_is_not_capped() -> None:
+def test_a_cap_too_low_for_all_shares_evenly_and_one_modality_alone_has_everything() -> None:
     np.testing.assert_allclose(image_weights([example("a", "DX")] * 4, modality_cap=0.3), 0.25)
+    two = image_weights([example("a", "DX")] * 9 + [example("b", "CT")], modality_cap=0.3)
+    assert two[:9].sum() == pytest.approx(0.5)
 
 
 def test_a_dataset_that_is_left_out_changes_only_the_scale_of_the_others() -> None:

@@ -30,12 +30,16 @@ def image_weights(examples: Sequence[Example], *, modality_cap: float) -> NDArra
         [in_dataset[e.dataset] ** 0.5 * in_class[e.dataset, e.label] ** -0.5 / class_mass[e.dataset] for e in examples]
     )
     weight /= weight.sum()
-    modality = np.array([e.modality for e in examples])
-    for name in sorted(set(modality)):
-        of_modality = modality == name
-        mass = weight[of_modality].sum()
-        if modality_cap < mass < 1:  # shrink it so that it has its cap once the whole is normalised again
-            weight[of_modality] *= modality_cap * (1 - mass) / (mass * (1 - modality_cap))
+    of_modality = {m: np.array([e.modality == m for e in examples]) for m in sorted({e.modality for e in examples})}
+    cap = max(modality_cap, 1 / len(of_modality))  # two modalities cannot both have less than a half
+    full: set[str] = set()
+    mass = {m: weight[is_m].sum() for m, is_m in of_modality.items()}
+    while over := {m for m in mass if mass[m] > cap + 1e-9} - full:  # what one gives up may fill the next
+        full |= over
+        rest = sum(mass[m] for m in mass if m not in full)
+        for m, is_m in of_modality.items():
+            weight[is_m] *= cap / mass[m] if m in full else (1 - cap * len(full)) / rest
+        mass = {m: weight[is_m].sum() for m, is_m in of_modality.items()}
     weight /= weight.sum()
     return weight
 
