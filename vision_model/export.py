@@ -13,9 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from vision_model.errors import ParityFailed
+from vision_model.graph import PRECISION_KEY
 from vision_model.net import HilumNet
 from vision_model.pretrain.heads import Heads
 from vision_model.pretrain.reference import Reference, Unlikeness, parts_of
+from vision_model.quantise import on_grid, store_as_int8
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +51,17 @@ class ServedNet(nn.Module):
 
 @torch.no_grad()
 def round_to_fp16(module: nn.Module) -> None:
-    """Round every large float tensor of the module to fp16's values, so that torch holds what the file will hold."""
+    """Round every large float tensor of the module to fp16's values, so that torch holds what the file will hold.
+
+    Weights that `quantise.round_to_int8` has rounded stay as they are.
+    """
     for tensor in [*module.parameters(), *module.buffers()]:
-        if tensor.is_floating_point() and tensor.numel() >= FP16_FROM:
+        if tensor.is_floating_point() and tensor.numel() >= FP16_FROM and not on_grid(tensor.numpy().T):
             tensor.copy_(tensor.half().float())
 
 
 def export(served: ServedNet, *, size: int, path: Path, images: NDArray[np.float32]) -> dict[str, float]:
-    """Write the graph with fp16-stored weights to `path`; returns the largest difference from torch for each output.
+    """Write the graph, its weights stored in 8 or 16 bits, to `path`; returns the largest differences from torch.
 
     `served` must have been rounded already. `images` (N, 3, S, S) are real prepared images that parity is checked on.
     Raises ParityFailed, leaving no file, when an output differs by more than 1e-4 or a label flips.
@@ -78,7 +83,9 @@ def export(served: ServedNet, *, size: int, path: Path, images: NDArray[np.float
     assert program is not None
     model = program.model_proto
     store_as_fp16(model)
+    in_8_bits = store_as_int8(model)
     strip_notes(model)
+    helper.set_model_props(model, {PRECISION_KEY: "int8-stored" if in_8_bits else "fp16-stored"})
     onnx.checker.check_model(model)
     onnx.save(model, part)
     try:
@@ -117,7 +124,7 @@ def store_as_fp16(model: onnx.ModelProto) -> None:
     kept: list[onnx.TensorProto] = []
     for tensor in model.graph.initializer:
         value = numpy_helper.to_array(tensor)
-        if tensor.data_type != TensorProto.FLOAT or value.size < FP16_FROM:
+        if tensor.data_type != TensorProto.FLOAT or value.size < FP16_FROM or on_grid(value):
             kept.append(tensor)
             continue
         kept.append(numpy_helper.from_array(value.astype(np.float16), f"{tensor.name}.fp16"))

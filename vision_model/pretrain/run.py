@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -23,15 +22,19 @@ from vision_model.data.load import load_squares
 from vision_model.data.mixture import MASKED, targets
 from vision_model.data.sources import read_manifest
 from vision_model.data.tasks import Curriculum, curriculum
+from vision_model.errors import QuantisationFailed
 from vision_model.evaluation.served import Evaluation, Scores, evaluate, photographs, score, score_squares
 from vision_model.export import ServedNet, export, round_to_fp16
+from vision_model.graph import Graph
 from vision_model.knowledge import knowledge
 from vision_model.manifest import (
+    FLOAT_GRAPH_NAME,
     GOLDEN_NAME,
     GRAPH_NAME,
     MANIFEST_NAME,
     TEXT_GRAPH_NAME,
     TOKENIZER_NAME,
+    WEIGHTS_NAME,
     InputSpec,
     Label,
     Manifest,
@@ -50,6 +53,7 @@ from vision_model.pretrain.objective import Prompts, read_prompts
 from vision_model.pretrain.place import find_place
 from vision_model.pretrain.recipe import Recipe, read_recipe
 from vision_model.pretrain.reference import fit_reference
+from vision_model.quantise import compare_answers, graph_files, quantise, round_to_int8
 from vision_model.runtime import MODELS, SHIPPED, softmax
 from vision_model.text import TextEncoder
 from vision_model.zero_shot import Projection
@@ -89,6 +93,7 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
     if not find_place().first:
         return None
     round_to_fp16(net)
+    round_to_int8(net)
     spec = recipe.input_spec(size=recipe.stages[-1].size, windows=what.windows)
     (train_embedded, train_targets), (val_embedded, val_targets) = (
         (embed_examples(net, by_split[split], spec=spec), targets(by_split[split], what)) for split in ("train", "val")
@@ -155,9 +160,10 @@ def publish(
     """Calibrate the graph in `folder` on `val`, measure it on `test`, and write its manifest and evaluation."""
     graph = folder / GRAPH_NAME
     squares = load_squares(by_split["val"], spec=spec)
+    scores, cost = answering(folder, squares, targets(by_split["val"], what), what=what, spec=spec, seed=recipe.seed)
     manifest = calibrated_manifest(
         by_split["val"],
-        score_squares(graph, squares, spec=spec),
+        scores,
         score_squares(graph, other_views(squares, by_split["val"], seed=recipe.seed), spec=spec),
         what=what,
         recipe=recipe,
@@ -176,10 +182,52 @@ def publish(
         rng=np.random.default_rng(recipe.seed),
     )
     evaluation.notes.update({f"largest difference torch - ONNX, {k}": v for k, v in differences.items()})
+    evaluation.notes.update(cost)
     write_golden(folder, spec=spec)
     (folder / EVALUATION_NAME).write_text(evaluation.to_json(), encoding="utf-8")
     (folder / MANIFEST_NAME).write_text(served_only(manifest, evaluation).to_json(), encoding="utf-8")
     return evaluation
+
+
+def answering(
+    folder: Path,
+    squares: NDArray[np.uint8],
+    truth: NDArray[np.int64],
+    *,
+    what: Curriculum,
+    spec: InputSpec,
+    seed: int,
+) -> tuple[Scores, dict[str, float]]:
+    """Let the 8-bit graph answer on a CPU if it may: (`val` scores of the graph that answers, what the 8 bits cost).
+
+    Everything that is calibrated is calibrated on these scores. A graph that is refused leaves the float graph alone.
+    """
+    graph = folder / GRAPH_NAME
+    exact, whole = score_squares(graph, squares, spec=spec), graph.read_bytes()
+    rng = np.random.default_rng(seed)
+    chosen = squares[np.sort(rng.permutation(len(squares))[:PARITY_IMAGES])].astype(np.float32) / np.float32(255)
+    try:
+        cosine = quantise(folder, images=np.stack([normalise(s, spec=spec) for s in chosen]))
+        cost = {"mean cosine of embeddings, int8 - float": cosine}
+        quick = score_squares(graph, squares, spec=spec)
+        for column, task in enumerate(what.tasks, start=1):
+            labelled = truth[:, column] != MASKED
+            own = slice(first := what.first_logit(task.name), first + len(task.labels))
+            loss, flips = compare_answers(
+                exact.logits[labelled, own],
+                quick.logits[labelled, own],
+                truth[labelled, column],
+                name=task.name,
+                rng=rng,
+            )
+            cost |= {f"AUROC on val, float - int8, {task.name}": loss, f"labels flipped by int8, {task.name}": flips}
+    except QuantisationFailed as refusal:
+        logger.warning("%s; the float graph answers", refusal)
+        for name in (FLOAT_GRAPH_NAME, WEIGHTS_NAME):
+            (folder / name).unlink(missing_ok=True)
+        graph.write_bytes(whole)
+        return exact, {}
+    return quick, cost
 
 
 def evaluate_folder(folder: Path, *, data: Path) -> Evaluation:
@@ -257,12 +305,15 @@ def calibrated_manifest(
             )
         )
     routes = len(what.routes)
+    precision, more_graphs, weights_sha256 = graph_files(graph.parent)
     calibration = [(t.temperature, t.conformal_quantile, t.ood_threshold, t.labels) for t in tasks]
     return Manifest(
         name=SHIPPED,
         version=version,
         graph_sha256=file_sha256(graph),
-        precision="fp16-stored",
+        precision=precision,
+        more_graphs=more_graphs,
+        weights_sha256=weights_sha256,
         input=spec,
         embedding_size=EMBEDDING_SIZE,
         routes=what.routes,
@@ -278,6 +329,7 @@ def calibrated_manifest(
             "recipe": recipe.name,
             "seed": str(recipe.seed),
             "initial": recipe.initial,
+            "left_out": ", ".join(recipe.left_out),
             "operating_point_rule": RULE,
             "torch": torch.__version__,
             "commit": _commit(),
@@ -328,10 +380,8 @@ def write_golden(folder: Path, *, spec: InputSpec) -> None:
     axis = np.linspace(0, 1, spec.size, dtype=np.float32)
     rings = 0.5 + 0.5 * np.sin(24 * np.hypot(axis[:, None] - 0.4, axis[None, :] - 0.6))
     images = normalise(np.repeat(rings[..., None], 3, axis=2), spec=spec)[None]
-    session = onnxruntime.InferenceSession(folder / GRAPH_NAME, providers=["CPUExecutionProvider"])
-    names = ["embedding", "logits", "ood"]
-    outputs = session.run(names, {"images": images})
-    np.savez_compressed(folder / GOLDEN_NAME, images=images, **dict(zip(names, outputs, strict=True)))
+    embedding, logits, ood = Graph(folder / GRAPH_NAME).run(images, ("embedding", "logits", "ood"))
+    np.savez_compressed(folder / GOLDEN_NAME, images=images, embedding=embedding, logits=logits, ood=ood)
 
 
 def table(evaluation: Evaluation) -> str:
