@@ -47,6 +47,13 @@ def add_arguments(commands: "argparse._SubParsersAction[Any]") -> None:
         metavar="N",
         help="damage at most N images of each source, 8 ways (default: %(default)s)",
     )
+    evaluate.add_argument(
+        "--explanation-images",
+        type=int,
+        default=8,
+        metavar="N",
+        help="examine the heat maps of N images of each served task; 0 examines none (default: %(default)s)",
+    )
     evaluate.add_argument("--json", action="store_true", help="print evaluation.json instead of the table of goals")
     card = commands.add_parser(
         "card", help="write MODEL_CARD.md again from an evaluation", description="Write MODEL_CARD.md from figures."
@@ -75,9 +82,11 @@ def run(args: argparse.Namespace) -> int:
         folder,
         data=args.data,
         cache=args.cache or args.out / "cache",
-        settings=measuring.Settings(split=args.split, corruption_images=args.corruption_images),
+        settings=measuring.Settings(
+            split=args.split, corruption_images=args.corruption_images, explanation_images=args.explanation_images
+        ),
         command=f"hilum model evaluate --data {args.data.name} --baselines {args.baselines} --split {args.split} "
-        f"--corruption-images {args.corruption_images}",
+        f"--corruption-images {args.corruption_images} --explanation-images {args.explanation_images}",
         others=measuring.baselines if args.baselines == "all" else measuring.no_baselines,
     )
     report.write_report(measured, manifest=manifest, out=args.out, notes=notes)

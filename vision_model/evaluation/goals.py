@@ -15,6 +15,7 @@ TEN_SHOT_MEAN_LEAST, TEN_SHOT_EACH_LEAST = 0.03, -0.01
 TEN_SHOT_BEHIND_MOST = 0.03
 ZERO_SHOT_LEAST = 0.20
 CORRUPTION_SHARE_MOST = 0.5
+SUM_ERROR_MOST = 1e-4
 ADULT_CHILD_NOTE = "ood auroc, adult (nih_cxr) against paediatric chest film"
 
 
@@ -93,6 +94,8 @@ def _trust(report: dict[str, Any]) -> list[Goal]:
             _at_least(f"out-of-distribution AUROC against {what}, {name}", area, FAR_OOD_LEAST)
             for what, area in task["ood_auroc"].items()
         ]
+    errors = [v for k, v in report.get("explanations", {}).items() if k.endswith("largest error of a map's sum")]
+    rows.append(_at_most("a heat map's sum less its logit, largest", max(errors) if errors else None, SUM_ERROR_MOST))
     adult = report["served"]["notes"].get(ADULT_CHILD_NOTE)
     return [
         *rows,

@@ -2,10 +2,9 @@
 
 import logging
 import platform
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,23 +12,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from vision_model.data.duplicates import without_duplicates
-from vision_model.data.example import Example, Split
+from vision_model.data.example import Example
+from vision_model.data.load import load_squares
 from vision_model.data.mixture import MASKED, targets
-from vision_model.data.sources import read_manifest
-from vision_model.data.tasks import Curriculum, curriculum
 from vision_model.errors import SourceInvalid
 from vision_model.evaluation import corruptions, few_shot, shortcuts
-from vision_model.evaluation.benchmarks import (
-    Benchmark,
-    benchmarks,
-    extra_labels,
-    left_out,
-    require_sources,
-)
-from vision_model.evaluation.encoders import Efficientnet, Encoder, Initial, Ours, baselines, no_baselines
-from vision_model.evaluation.features import Change, Outputs, features
+from vision_model.evaluation.bench import Bench, Settings, open_bench
+from vision_model.evaluation.benchmarks import Benchmark
+from vision_model.evaluation.encoders import Efficientnet, Encoder, Initial, baselines, no_baselines
+from vision_model.evaluation.explanations import explanation_figures
+from vision_model.evaluation.features import Change, features
 from vision_model.evaluation.few_shot import FewShotMethod, plain_regression
 from vision_model.evaluation.probes import (
     Labelled,
@@ -45,7 +39,7 @@ from vision_model.evaluation.zero_shot import routing, zero_shot
 from vision_model.knowledge import knowledge
 from vision_model.manifest import InputSpec
 from vision_model.preprocess import normalise
-from vision_model.runtime import Model, load
+from vision_model.runtime import Model
 
 __all__ = ["Measured", "Settings", "baselines", "evaluate_model", "no_baselines"]
 
@@ -53,15 +47,6 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("numpy", "scikit-learn", "onnxruntime", "torch", "timm", "pillow", "scikit-image")
 OURS_AUTO = "ours, auto"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is measured, and how much of it."""
-
-    split: Split = "test"
-    corruption_images: int = 120  # of each source
-    seed: int = 7
 
 
 @dataclass(frozen=True)
@@ -77,46 +62,16 @@ class Measured:
     embedding: NDArray[np.float32]  # ours, of the measured split
 
 
-@dataclass
-class Bench:
-    """What all parts of one evaluation share."""
-
-    model: Model
-    what: Curriculum
-    settings: Settings
-    examples: list[Example]
-    extra: dict[tuple[str, str], str]
-    asked: tuple[Benchmark, ...]
-    left_out: frozenset[str]
-    duplicates: int  # train images left out because they stand twice
-    cache: Path
-    command: str
-    encoders: list[Encoder] = field(default_factory=list)
-    outputs: dict[str, Outputs] = field(default_factory=dict)  # encoder -> outputs for `examples`
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def of_split(self, split: str) -> NDArray[np.bool_]:
-        """(N,) mask of the examples of a split."""
-        return np.array([e.split == split for e in self.examples])
-
-    def rng(self) -> np.random.Generator:
-        """A fresh generator, so that no figure depends on which others were measured before."""
-        return np.random.default_rng(self.settings.seed)
-
-    def labelled(self, benchmark: Benchmark, encoder: str, split: str) -> Labelled:
-        """One encoder's embeddings of a benchmark's images of one split."""
-        labels = benchmark.labels_of(self.examples, extra=self.extra)
-        groups = np.array([e.group for e in self.examples])
-        return select(self.outputs[encoder]["embedding"], labels, groups, self.of_split(split))
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Say what is being done, and keep how long it took."""
-        logger.info("%s ...", stage)
-        began = time.monotonic()
+@contextmanager
+def _hushed(name: str) -> Iterator[None]:
+    """Let a logger speak of errors only: a head that says what it chose is one of hundreds here."""
+    speaker = logging.getLogger(name)
+    before = speaker.level
+    speaker.setLevel(logging.ERROR)
+    try:
         yield
-        self.seconds[stage] = round(time.monotonic() - began, 1)
-        logger.info("%s took %.0f s", stage, self.seconds[stage])
+    finally:
+        speaker.setLevel(before)
 
 
 def evaluate_model(
@@ -134,7 +89,7 @@ def evaluate_model(
     missing.
     """
     started = datetime.now(UTC)
-    bench = _bench(folder, data=data, cache=cache, settings=settings, command=command, others=others)
+    bench = open_bench(folder, data=data, cache=cache, settings=settings, command=command, others=others)
     for encoder in bench.encoders:
         with bench.timed(f"embedding by {encoder.name}"):
             bench.outputs[encoder.name] = features(encoder, bench.examples, cache=cache)
@@ -169,45 +124,13 @@ def evaluate_model(
         report["corruptions"] = _corruptions(bench, probes)
     with bench.timed("shortcuts"):
         report["shortcuts"] = _shortcuts(bench, probe_scores)
+    if settings.explanation_images:
+        with bench.timed("explanations"):
+            report["explanations"] = _explanations(bench, folder, measured)
     report["seconds"] = bench.seconds
     report["versions"] = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     report["machine"] = {"processor": platform.machine(), "system": platform.system(), "provider": bench.model.provider}
     return Measured(report, supports, probe_scores, truth, scores, measured, ours["embedding"])
-
-
-def _bench(
-    folder: Path,
-    *,
-    data: Path,
-    cache: Path,
-    settings: Settings,
-    command: str,
-    others: Callable[[InputSpec, Path], list[Encoder]],
-) -> Bench:
-    model, what = load(folder), curriculum()
-    splits = {"train", "val", settings.split}
-    asked = benchmarks(what)
-    examples = read_manifest(data)
-    require_sources(examples, asked)
-    unseen = left_out(model.manifest, asked)
-    # What pretraining was kept from, a probe is kept from too: a train image that is also a test image tells nothing.
-    examples, removed = without_duplicates(examples, cache=cache / "fingerprints.npz", guarded=unseen)
-    examples = [e for e in examples if e.split in splits]
-    bench = Bench(
-        model=model,
-        what=what,
-        settings=settings,
-        examples=examples,
-        extra=extra_labels(data),
-        asked=asked,
-        left_out=unseen,
-        duplicates=len(removed.images),
-        cache=cache,
-        command=command,
-    )
-    bench.encoders.append(Ours(model))
-    bench.encoders += others(model.manifest.input, cache)
-    return bench
 
 
 def _served(bench: Bench, measured: Sequence[Example], scores: Scores) -> Any:
@@ -267,7 +190,7 @@ def _benchmarks(bench: Bench) -> Benchmarked:
         }
         with bench.timed(f"probes of {benchmark.name}"):
             entry["probes"], probes[benchmark.name], scores[benchmark.name] = _probes(bench, benchmark)
-        with bench.timed(f"few-shot heads of {benchmark.name}"):
+        with bench.timed(f"few-shot heads of {benchmark.name}"), _hushed("vision_model.adapt"):
             entry["few_shot"], supports[benchmark.name] = _few_shot(bench, benchmark)
         entries[benchmark.name] = entry
     return entries, supports, probes, scores, truth
@@ -393,6 +316,20 @@ def _shortcuts(bench: Bench, probe_scores: dict[str, dict[str, NDArray[np.float6
 
     found["looks"] = {name: auroc_after(change) for name, change in shortcuts.LOOKS}
     return found
+
+
+def _explanations(bench: Bench, folder: Path, measured: Sequence[Example]) -> dict[str, float]:
+    """How far heat maps say what the model looks at, on a few images of each served task."""
+    truth = targets(measured, bench.what)
+    squares = {}
+    for column, task in enumerate(bench.what.tasks, start=1):
+        if task.name in {t.name for t in bench.model.manifest.tasks}:
+            own = np.array([e.dataset == task.evaluate for e in measured])
+            labels = np.where(own, truth[:, column], MASKED)
+            chosen = corruptions.spread_sample(labels, most=bench.settings.explanation_images, rng=bench.rng())
+            squares[task.name] = load_squares([measured[i] for i in chosen], spec=bench.model.manifest.input)
+    with tqdm(total=sum(map(len, squares.values())), desc="explanations", unit="image", mininterval=10) as bar:
+        return explanation_figures(folder, squares, rng=bench.rng(), heard=lambda *_: bar.update())
 
 
 def _films_of_known_view(bench: Bench) -> Labelled:

@@ -1,6 +1,6 @@
 """The report as Markdown tables: the same figures for a person to read, in the README's and the model card's words."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vision_model.evaluation.goals import BASELINE, ten_shot_behind_probe, ten_shot_differences
@@ -222,9 +222,20 @@ def shortcut_text(report: dict[str, Any]) -> str:
 
 
 def explanations_table(report: dict[str, Any]) -> str:
-    """The figures of the explanations, as they were computed."""
-    flat = [(k, v) for k, v in flatten(report["explanations"]) if isinstance(v, int | float | str)]
-    return table(("figure", "value"), [(k, number(v) if isinstance(v, float) else str(v)) for k, v in flat])
+    """How far the heat maps hold, for each served task."""
+    found: dict[str, float] = report["explanations"]
+    tasks = list(dict.fromkeys(key.partition(": ")[0] for key in found))
+    figures = list(dict.fromkeys(f for key in found if not (f := key.partition(": ")[2]).endswith((", low", ", high"))))
+
+    def cell(task: str, figure: str) -> str:
+        value, low, high = (found.get(f"{task}: {figure}{end}") for end in ("", ", low", ", high"))
+        if value is None:
+            return "–"
+        if low is None or high is None:
+            return f"{value:.1e}"
+        return with_interval(value, (low, high), signed=True)
+
+    return table(("task", *figures), [(task, *(cell(task, figure) for figure in figures)) for task in tasks])
 
 
 def images_table(report: dict[str, Any]) -> str:
@@ -261,13 +272,6 @@ def with_interval(value: float, interval: Sequence[float] | None, *, signed: boo
     return f"{form.format(value)} ({form.format(interval[0])} to {form.format(interval[1])})"
 
 
-def flatten(value: Any, name: str = "") -> list[tuple[str, Any]]:
-    """Nested mappings as (path, leaf)."""
-    if isinstance(value, dict):
-        return [pair for key, inner in value.items() for pair in flatten(inner, f"{name}, {key}" if name else str(key))]
-    return [(name, value)]
-
-
-def _mean(values: Any) -> float:
+def _mean(values: Iterable[float]) -> float:
     found = list(values)
     return sum(found) / len(found)
