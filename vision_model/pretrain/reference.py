@@ -82,7 +82,8 @@ def parts_of(tokens: Tensor) -> Tensor:
     """Patch tokens (B, T, D) of about unit size -> (B, P, WIDTH): mean of each tap's tokens, then their deviation."""
     mean = tokens.mean(dim=1)
     spread = (tokens - mean[:, None]).square().mean(dim=1).sqrt()
-    return torch.cat([mean, spread], dim=-1).unflatten(-1, (-1, WIDTH))
+    parts: Tensor = torch.cat([mean, spread], dim=-1).unflatten(-1, (-1, WIDTH))
+    return parts
 
 
 def fit_reference(
