@@ -85,7 +85,8 @@ def fit_heads(
         x_val, y_val = _labelled(val, column)
         standard, standard_val = (x - centre) / scale, (x_val - centre) / scale
         candidates: dict[str, tuple[float, NDArray[np.float64], NDArray[np.float64]]] = {}
-        for taps, columns in TAP_COLUMNS.items():
+        # What separates the routes is at every depth; nothing is to be chosen.
+        for taps, columns in TAP_COLUMNS.items() if column else [("all", slice(None))]:
             fits = []
             for strength in strengths:
                 fitted = LogisticRegression(C=strength, max_iter=1000).fit(standard[:, columns], y)
@@ -94,9 +95,10 @@ def fit_heads(
                 both = _two_rows(coefficients, fitted.intercept_)
                 fits.append((_calibrated_loss(standard_val, y_val, *both), *both))
             candidates[taps] = min(fits, key=lambda f: f[0])
-        single = [candidates[str(tap)][1:] for tap in TAPS]
-        mean = (np.mean([w for w, _ in single], axis=0), np.mean([b for _, b in single], axis=0))
-        candidates["mean"] = (_calibrated_loss(standard_val, y_val, *mean), *mean)
+        if column:
+            single = [candidates[str(tap)][1:] for tap in TAPS]
+            mean = (np.mean([w for w, _ in single], axis=0), np.mean([b for _, b in single], axis=0))
+            candidates["mean"] = (_calibrated_loss(standard_val, y_val, *mean), *mean)
         taps, (loss, coefficients, intercept) = min(candidates.items(), key=lambda c: c[1][0])
         logger.info("%s: taps %s, log loss %.4f on %s images of val", name, taps, loss, len(y_val))
         if len(intercept) != count:

