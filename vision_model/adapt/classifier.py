@@ -1,19 +1,18 @@
 """A few-shot classifier of images, shaped like scikit-learn's: fit, predict, save."""
 
 import hashlib
-import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vision_model.adapt.adapter import needed
 from vision_model.adapt.head import Head, LabelValue, load_head
-from vision_model.errors import ExtraMissing, HeadNotFitted, ImageInvalid, SupportInvalid, UnknownLabel
+from vision_model.errors import HeadNotFitted, ImageInvalid, SupportInvalid, UnknownLabel
 from vision_model.knowledge import knowledge
 from vision_model.manifest import InputSpec
 from vision_model.preprocess import ModelInput, prepare
@@ -69,7 +68,7 @@ class FewShotClassifier:
         Raises SupportInvalid, ImageInvalid, UnknownLabel for text of labels that are not there, ExtraMissing without
         scikit-learn (or without torch for "lora"), and TextEncoderMissing for phrases where the model reads none.
         """
-        fitting = _needed("vision_model.adapt.fit", extra="adapt")
+        fitting = needed("vision_model.adapt.fit", extra="adapt")
         if self.method not in METHODS:
             raise SupportInvalid(f"method is {self.method!r}; it is one of {', '.join(METHODS)}")
         count = len(images)
@@ -83,8 +82,8 @@ class FewShotClassifier:
         words = None if text is None else self._directions(text, [c.item() for c in classes])
         adapter, embedder = None, self._embedder if self._embedder.model is self.model else _Embedder(self.model)
         if method == "lora":
-            lora = _needed("vision_model.adapt.lora", extra="train")
-            train, test = lora.halves(y, of_group, seed=self.seed)
+            lora = needed("vision_model.adapt.lora", extra="train")
+            train, test = lora.parts(y, of_group, seed=self.seed)
             inputs = _inputs([images[i] for i in train], spec=self.model.manifest.input)
             adapter = lora.fit(self.model, inputs, y[train], seed=self.seed)
             embedder = _Embedder(adapter.applied(self.model))
@@ -215,7 +214,7 @@ class FewShotClassifier:
 
     def __sklearn_tags__(self) -> Any:
         """What scikit-learn's model selection asks of an estimator."""
-        utils = _needed("sklearn.utils", extra="adapt")
+        utils = needed("sklearn.utils", extra="adapt")
         return utils.Tags(
             estimator_type="classifier",
             target_tags=utils.TargetTags(required=True),
@@ -306,7 +305,7 @@ def _checked(
     given = np.asarray(labels)
     if given.ndim != 1 or len(given) != count:
         raise SupportInvalid(f"{count} images and labels of shape {given.shape}: there must be one label for each")
-    if given.dtype.kind not in "USiub":
+    if given.dtype.kind not in "Uiub":
         raise SupportInvalid(f"labels are of type {given.dtype}; give words or whole numbers, and none missing")
     if groups is not None and len(groups) != count:
         raise SupportInvalid(f"{count} images and {len(groups)} groups: there must be one group for each image")
@@ -342,11 +341,3 @@ def _digest(image: Picture) -> str:
         return f"prepared {image.sha256}"
     array = np.asarray(image)
     return hashlib.sha256(f"{array.shape}{array.dtype}".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _needed(module: str, *, extra: str) -> ModuleType:
-    """A module that serving does without. Raises ExtraMissing when what it needs is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as exc:
-        raise ExtraMissing(f"{exc.name} is not installed; this needs the extra: pip install 'hilum[{extra}]'") from exc

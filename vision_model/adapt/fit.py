@@ -126,7 +126,7 @@ def fit_once(examples: Examples, train: Indices, test: Indices) -> Fitted:
             linear=linear,
             conformal=_conformal(examples, folds, [linear], kind="split"),
             support=replace(reference(examples.x[train]), threshold=_usual_distance(examples, folds)),
-            about={**about, "images": len(train), "left_out_images": len(test)},
+            about={**about, "method": "lora", "images": len(train), "left_out_images": len(test)},
         )
 
 

@@ -167,16 +167,20 @@ class Head:
         )
         return replace(self, conformal=split)
 
-    def encoder(self, model: Model) -> Model:
-        """The model whose embeddings this head takes: the one given, or with LoRA its adapted copy.
-
-        Raises HeadOfAnotherEncoder.
-        """
+    def check(self, model: Model) -> None:
+        """Make sure that the head was fitted on this model's embeddings. Raises HeadOfAnotherEncoder."""
         if model.manifest.graph_sha256 != self.encoder_sha256:
             raise HeadOfAnotherEncoder(
                 f"this head was fitted on the encoder {self.encoder_sha256[:16]}…, the loaded one is "
                 f"{model.manifest.graph_sha256[:16]}…; fit it again or load the model it was made with"
             )
+
+    def encoder(self, model: Model) -> Model:
+        """The model whose embeddings this head takes: the one given, or with LoRA its adapted copy.
+
+        Raises HeadOfAnotherEncoder, and with LoRA what `Adapter.applied` does.
+        """
+        self.check(model)
         if self.adapter is not None:
             return self.adapter.applied(model)
         if self.about.get("precision", model.precision) != model.precision:
@@ -210,7 +214,7 @@ class Head:
             "directions_scale": float(directions_scale),
             "inverse_rest": self.support.inverse_rest,
             "threshold": self.support.threshold if np.isfinite(self.support.threshold) else None,
-            "adapter": None if self.adapter is None else list(self.adapter.names),
+            "adapter": None if self.adapter is None else list(self.adapter.blocks),
         }
         target = Path(path)
         part = target.with_name(f"{target.name}.part")
@@ -240,7 +244,7 @@ def load_head(path: str | Path, model: Model | None = None) -> Head:
     except Exception as exc:  # a damaged file raises whatever zipfile, zlib, json or numpy happen to raise
         raise HeadInvalid(f"{path} is not a saved head ({type(exc).__name__}: {exc}); save it again") from exc
     if model is not None:
-        head.encoder(model)
+        head.check(model)
     return head
 
 
@@ -299,6 +303,6 @@ def _decoded(header: dict, arrays: dict[str, NDArray[Any]]) -> Head:  # type: ig
         inverse_rest=header["inverse_rest"],
         threshold=np.inf if header["threshold"] is None else header["threshold"],
     )
-    names = header["adapter"]
-    adapter = None if names is None else Adapter(tuple(names), arrays["adapter_down"], arrays["adapter_up"])
+    blocks = header["adapter"]
+    adapter = None if blocks is None else Adapter(tuple(blocks), arrays["adapter_down"], arrays["adapter_up"])
     return Head(header["encoder_sha256"], labels, linear, conformal, support, header["about"], adapter)
