@@ -98,6 +98,12 @@ class Model(Section):
 
     path: Path | None = Field(default=None, description="folder of a model; none: the one that ships")
     provider: Literal["cpu", "cuda", "tensorrt"] = Field(default="cpu", description="never replaced by another quietly")
+    precision: Literal["fp32", "fp16-stored", "int8", "int8-stored"] | None = Field(
+        default=None, description="none: what the model is meant to answer with"
+    )
+    threads: int = Field(default=0, ge=0, description="of one run of the model on a CPU; 0: one for each core")
+    engine_cache: Path | None = Field(default=None, description="folder where TensorRT keeps what it built")
+    warm_up: bool = Field(default=True, description="run the model once before the first request")
 
 
 def _positive(limits: Limits) -> Limits:

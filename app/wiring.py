@@ -41,7 +41,15 @@ class Services(Readers):
 @contextmanager
 def readers(settings: Settings) -> Iterator[Readers]:
     """The model and the decoding processes. Raises VisionModelError."""
-    model = vision_model.load(settings.model.path, provider=settings.model.provider)
+    chosen = settings.model
+    model = vision_model.load(
+        chosen.path,
+        provider=chosen.provider,
+        precision=chosen.precision,
+        threads=chosen.threads,
+        engine_cache=chosen.engine_cache,
+        warm_up=settings.diagnose.batch_size if chosen.warm_up else 0,
+    )
     with Sandbox(workers=settings.reading.workers, limits=settings.reading.limits) as sandbox:
         yield Readers(settings, sandbox, model, utc_now)
 

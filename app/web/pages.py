@@ -67,7 +67,7 @@ def model_page(model: Model) -> str:
     manifest = model.manifest
     parts = [
         "# Model",
-        f"{manifest.name} {manifest.version}, {manifest.precision}, on {model.provider}.",
+        f"{manifest.name} {manifest.version}, {model.precision}, on {model.provider}.",
         f"Licence {plain(manifest.licence)}.",
         f"Graph `{manifest.graph_sha256}`, threshold set `{manifest.threshold_set[:HASH_LETTERS]}`.",
         "## Questions that are answered",
