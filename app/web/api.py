@@ -7,8 +7,10 @@ long answers with JSON lines, one for each file or image, each written once it i
 import asyncio
 import json
 import logging
+import queue
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +24,7 @@ from app.db import audit, queries
 from app.db.tables import PredictionRow, Study
 from app.diagnose import diagnose
 from app.errors import NotFound
-from app.evidence import evidence
+from app.evidence import check, evidence
 from app.identity import Actor
 from app.receive import NotReceived, Received, receive, reopen
 from app.results import Diagnosed, NotDiagnosed
@@ -134,10 +136,7 @@ def image(uid: str, number: int, services: Using, actor: By) -> Response:
 @api.get("/predictions/{uid}/heat")
 def heat(uid: str, task: str, label: str, services: Using, actor: By) -> Response:
     """Where a recorded finding comes from."""
-    with services.sessions() as session:
-        row = queries.prediction(session, actor, uid).row
-        if not any((one.task, one.label) == (task, label) for one in row.findings):
-            raise NotFound("finding", f"{task} {label} of prediction {uid}")  # a withheld answer has no map either
+    row = _answered(services, actor, uid, task=task, label=label)
     shape = heat_shape(row.preprocessing["rows"], row.preprocessing["columns"])
     found = evidence(
         row,
@@ -149,6 +148,13 @@ def heat(uid: str, task: str, label: str, services: Using, actor: By) -> Respons
         sandbox=services.sandbox,
     )
     return Response(pack_heat(found), media_type=MEDIA_TYPE)
+
+
+@api.post("/predictions/{uid}/check")
+def checked(uid: str, task: str, label: str, services: Using, actor: By) -> Response:
+    """Hold a heat map against covering the image: a line for each batch of runs, then what was found."""
+    row = _answered(services, actor, uid, task=task, label=label)
+    return _lines(_checked(services, row, task=task, label=label), ExitStack())
 
 
 def file_name(name: str) -> str:
@@ -184,6 +190,38 @@ async def _write_body(request: Request, path: Path, *, most_bytes: int) -> None:
         await asyncio.to_thread(file.write, bytes(waiting))
     if expected is not None and written != expected:
         raise UploadCut(f"the upload was cut off after {written} of {expected} bytes; send it again")
+
+
+def _answered(services: Services, actor: Actor, uid: str, *, task: str, label: str) -> PredictionRow:
+    """The prediction, if it answered with this label: a withheld answer has no map either."""
+    with services.sessions() as session:
+        row = queries.prediction(session, actor, uid).row
+        if not any((one.task, one.label) == (task, label) for one in row.findings):
+            raise NotFound("finding", f"{task} {label} of prediction {uid}")
+    return row
+
+
+def _checked(services: Services, row: PredictionRow, *, task: str, label: str) -> Iterator[Event]:
+    heard: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(
+            check,
+            row,
+            task=task,
+            label=label,
+            model=services.model,
+            spool=services.spool,
+            sandbox=services.sandbox,
+            heard=lambda done, runs: heard.put({"done": done, "runs": runs}),
+        )
+        found.add_done_callback(lambda _: heard.put(None))
+        yield from iter(heard.get, None)
+    verification = found.result()
+    yield {
+        "rank_correlation": verification.rank_correlation,
+        "drop_at_strongest": verification.drop_at_strongest,
+        "weaker_elsewhere": verification.weaker_elsewhere,
+    }
 
 
 def _received(services: Services, path: Path, *, actor: Actor) -> Iterator[Event]:

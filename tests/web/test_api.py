@@ -136,6 +136,20 @@ def test_a_heat_map_is_there_for_an_answer_and_not_for_what_was_withheld(client:
     assert error_code(client.get(address, params=withheld)) == "record.not-found"
 
 
+def test_a_heat_map_is_checked_by_covering_the_image(client: TestClient) -> None:
+    (stored,) = send(client, chest_film(age="043Y"))
+    _, event = diagnose(client, stored["study_instance_uid"])
+    said = event["prediction"]
+    address = f"/api/predictions/{said['prediction_id']}/check"
+    answer = client.post(address, params={"task": "cxr-pneumonia-adult", "label": "pneumonia"})
+    *progress, found = [json.loads(line) for line in answer.text.splitlines()]
+    assert progress[-1] == {"done": progress[-1]["runs"], "runs": progress[-1]["runs"]}
+    assert -1 <= found["rank_correlation"] <= 1
+    assert 0 <= found["weaker_elsewhere"] <= 1
+    withheld = {"task": "cxr-pneumonia-child", "label": "pneumonia"}
+    assert error_code(client.post(address, params=withheld)) == "record.not-found"
+
+
 def test_an_image_arrives_as_pydicom_reads_it(client: TestClient) -> None:
     (stored,) = send(client, packaged(SMALL_CT).read_bytes())
     header, samples = unpack(client.get(f"/api/images/{stored['sop_instance_uid']}/frames/1").content)

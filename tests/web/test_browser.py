@@ -121,6 +121,18 @@ def test_from_a_film_to_the_audited_row_and_back_after_a_restart(visit: Visit) -
     expect(page.get_by_text("Research use only, not for diagnostic use")).to_be_visible()
 
 
+def test_a_heat_map_is_checked_by_covering_the_image_and_the_outcome_is_said(visit: Visit) -> None:
+    page = visit.page
+    visit.upload("film.dcm", chest_film(age="051Y"))
+    visit.done("1 image diagnosed")
+    expect(page.get_by_role("button", name="Check by occlusion")).to_have_count(0)
+    page.get_by_role("button", name="Heat map for Pneumonia").click()
+    page.get_by_role("button", name="Check by occlusion").click()
+    # The tiny model's grid is no larger than the cover, so that all is covered at once and no place stands out.
+    expect(page.locator(".check p")).to_contain_text("does not bear this map out")
+    expect(page.get_by_role("button", name="Check by occlusion")).to_be_enabled()
+
+
 def test_the_sample_is_answered_or_says_why_not(visit: Visit) -> None:
     visit.page.get_by_role("button", name="Abdominal MR").click()
     visit.findings("The file says that this is an image of modality MR (MRI) of the body part ABDOMEN")

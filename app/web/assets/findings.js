@@ -3,8 +3,8 @@
 import { h, number, percent, plural } from "./elements.js";
 
 export class Findings {
-  constructor({ showHeat, diagnose, goTo }) {
-    this.actions = { showHeat, diagnose, goTo };
+  constructor({ showHeat, check, diagnose, goTo }) {
+    this.actions = { showHeat, check, diagnose, goTo };
     this.tasks = {};
     this.element = h("section", { class: "findings", "aria-label": "Findings", tabindex: "0" });
   }
@@ -13,12 +13,14 @@ export class Findings {
     this.tasks = Object.fromEntries(model.tasks.map((task) => [task.name, task]));
   }
 
-  // `images` is the whole series, `index` the image in sight, `heat` the finding whose map is shown.
-  show({ study, images, index, heat, busy }) {
+  // `images` is the whole series, `index` the image in sight, `heat` the finding whose map is shown, `checks` what became
+  // of checking the maps.
+  show({ study, images, index, heat, checks, busy }) {
     // Nothing is redrawn that stays the same, so that no button is replaced between pressing and releasing it.
-    const state = JSON.stringify([study?.study_instance_uid, images.map((image) => image.prediction), index, heat, busy]);
+    const state = JSON.stringify([study?.study_instance_uid, images.map((image) => image.prediction), index, heat, checks, busy]);
     if (state === this.state) return;
     this.state = state;
+    this.checks = checks;
     if (!study) {
       this.element.replaceChildren(h("p", { class: "empty" }, "Add images or open an earlier study."));
       return;
@@ -109,12 +111,12 @@ export class Findings {
       { class: "card task" },
       h("h3", {}, about?.display ?? name),
       about && h("p", { class: "quiet" }, `Trained on ${about.population}`),
-      h("div", { class: "labels" }, ordered.map((finding) => this.label(finding, heat))),
+      h("div", { class: "labels" }, ordered.map((finding) => this.label(finding, heat, prediction))),
       this.set(prediction.prediction_sets[name] ?? [], findings, about),
     );
   }
 
-  label(finding, heat) {
+  label(finding, heat, prediction) {
     const shown = heat && heat.task === finding.task && heat.label === finding.label;
     const state = finding.normal ? "" : finding.positive ? "above" : "below";
     const verdict = finding.normal
@@ -144,6 +146,28 @@ export class Findings {
         },
         "Heat map",
       ),
+      shown && this.check(finding, prediction),
+    );
+  }
+
+  check(finding, prediction) {
+    const said = this.checks[`${prediction.prediction_id} ${finding.task} ${finding.label}`];
+    return h(
+      "div",
+      { class: "check" },
+      h(
+        "button",
+        {
+          type: "button",
+          class: "small",
+          "data-key": `check ${finding.task} ${finding.label}`,
+          disabled: Boolean(said && "done" in said),
+          title: "Cover the image place by place, and see whether the model misses what the map marks",
+          onclick: () => this.actions.check(prediction, finding),
+        },
+        "Check by occlusion",
+      ),
+      h("p", { class: "quiet", role: "status" }, checkWords(said)),
     );
   }
 
@@ -229,6 +253,17 @@ export class Findings {
       h("dl", {}, rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
     );
   }
+}
+
+// What covering the image place by place says of the map, in a sentence.
+export function checkWords(said) {
+  if (!said) return "";
+  if (said.problem) return said.problem;
+  if ("done" in said) return said.runs ? `Covering the image: ${said.done} of ${said.runs}` : "Covering the image";
+  const { rank_correlation: agreement, weaker_elsewhere: weaker } = said;
+  const verdict = agreement >= 0.5 ? "Covering the image agrees with this map" : agreement >= 0.2 ? "Covering the image agrees with this map in part" : "Covering the image does not bear this map out: do not rely on where it is bright";
+  const fall = said.drop_at_strongest > 0 ? `covering the place marked strongest weakens the answer more than ${percent(weaker)} of the other places do` : "covering the place marked strongest does not weaken the answer";
+  return `${verdict} (rank correlation ${agreement.toFixed(2)}); ${fall}.`;
 }
 
 export function when(moment) {

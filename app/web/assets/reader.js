@@ -3,7 +3,7 @@
 import { h } from "./elements.js";
 import { Controls } from "./controls.js";
 import { Findings } from "./findings.js";
-import { heatMap, image, read } from "./service.js";
+import { check, heatMap, image, read } from "./service.js";
 import { Studies } from "./studies.js";
 import { Intake } from "./upload.js";
 
@@ -14,6 +14,7 @@ class Reader {
     this.seriesIndex = 0;
     this.index = 0;
     this.heat = null;
+    this.checks = {}; // what covering the image said, by prediction, task and label
     this.intake = new Intake({
       arrived: (uid) => this.refresh().then(() => this.open(uid)),
       answered: (uid, event) => this.take(uid, event),
@@ -22,6 +23,7 @@ class Reader {
     this.studies = new Studies({ open: (uid) => this.open(uid, { remember: true }), openSeries: (index) => this.openSeries(index) });
     this.findings = new Findings({
       showHeat: (finding) => this.showHeat(finding),
+      check: (prediction, finding) => this.check(prediction, finding),
       diagnose: (age) => this.diagnose(age),
       goTo: (index) => this.goTo(index),
     });
@@ -135,13 +137,27 @@ class Reader {
   }
 
   drawFindings() {
-    this.findings.show({ study: this.study, images: this.images, index: this.index, heat: this.heat, busy: this.intake.busy });
+    this.findings.show({ study: this.study, images: this.images, index: this.index, heat: this.heat, checks: this.checks, busy: this.intake.busy });
   }
 
   showHeat(finding) {
     this.heat = finding && { task: finding.task, label: finding.label, display: finding.display };
     this.drawFindings();
     return this.drawHeat();
+  }
+
+  async check(prediction, finding) {
+    const key = `${prediction.prediction_id} ${finding.task} ${finding.label}`;
+    const tell = (said) => {
+      this.checks = { ...this.checks, [key]: said };
+      this.drawFindings();
+    };
+    tell({ done: 0 });
+    try {
+      await check(prediction.prediction_id, finding, tell);
+    } catch (problem) {
+      tell({ problem: problem.message });
+    }
   }
 
   async drawHeat() {

@@ -114,6 +114,10 @@ export async function heatMap(prediction, task, label) {
   return { ...header, values: new Float32Array(buffer, at) };
 }
 
+// Cover the image place by place and compare what is lost with the map.
+export const check = (prediction, { task, label }, heard) =>
+  follow(`api/predictions/${prediction}/check?${new URLSearchParams({ task, label })}`, { heard });
+
 // Little-endian length, JSON padded with spaces to a multiple of four, then the samples.
 function unpack(buffer) {
   const length = new DataView(buffer).getUint32(0, true);
