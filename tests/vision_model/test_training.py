@@ -32,7 +32,7 @@ from vision_model.pretrain.loop import train
 from vision_model.pretrain.objective import Prompts, concept_targets, read_prompts, self_loss, text_loss
 from vision_model.pretrain.recipe import Recipe, read_recipe
 from vision_model.pretrain.reference import Reference
-from vision_model.pretrain.run import evaluate_folder, pretrain
+from vision_model.pretrain.run import pretrain
 from vision_model.runtime import MODELS, SHIPPED
 from vision_model.text import TextEncoder
 
@@ -76,8 +76,6 @@ def test_one_command_makes_a_model_that_loads_predicts_and_verifies(
     assert {r.task for r in prediction.results} == served
     assert max(v for k, v in evaluation.notes.items() if k.startswith("largest difference")) <= 1e-4
     assert json.loads((made / "evaluation.json").read_text())["graph_sha256"] == model.manifest.graph_sha256
-    again = evaluate_folder(made, data=folder)
-    assert {e.task: e.auroc for e in again.tasks} == {n: measured[n].auroc for n in served}
     with np.load(made / "golden.npz") as golden:
         np.testing.assert_allclose(model.run(golden["images"], ["logits"])[0], golden["logits"], atol=1e-4)
 
