@@ -3,23 +3,28 @@
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 from pydicom.data import get_testdata_file
 
+import vision_model
 from app import wiring
 from app.config import Settings, Storage, load
 from app.diagnose import diagnose
 from app.identity import LOCAL_USER
 from app.receive import Received, receive
 from app.results import Diagnosed
-from vision_model.runtime import OUTPUTS
+from vision_model.manifest import WEIGHTS_NAME, read_manifest
+from vision_model.runtime import MODELS, OUTPUTS, SHIPPED
 
 SAMPLE = "J2K_pixelrep_mismatch.dcm"  # a 512 x 512 head CT slice in JPEG 2000, inside the pydicom package
+BATCHES = (1, 8)
 STAGES = ("decode", "prepare", "inference", "record")
 
 
@@ -35,15 +40,79 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the median of each stage and the ratio of the whole to the bare call; keeps nothing."""
     path = args.path or Path(str(get_testdata_file(SAMPLE, download=False)))
+    settings, rounds = load(args.config), max(1, args.repeat)
     with TemporaryDirectory(prefix="hilum-bench-") as folder:
-        figures = measure(path, settings=_elsewhere(load(args.config), Path(folder)), rounds=max(1, args.repeat))
+        figures = measure(path, settings=_elsewhere(settings, Path(folder)), rounds=rounds)
+    variants = compare_graphs(settings, rounds=rounds)
     if args.json:
-        print(json.dumps(figures))
+        print(json.dumps({**figures, "graphs": [asdict(v) for v in variants]}))
         return 0
     for stage in (*STAGES, "whole", "bare"):
         print(f"{stage:<10} {figures[f'{stage}_ms']:8.1f} ms")
     print(f"whole / bare ONNX Runtime call: {figures['whole_over_bare']:.2f}")
+    print(f"\n{'graph':<12} {'batch':>5} {'ms/image':>9} {'CPU ms':>8} {'of fp32':>8} {'MB':>6}")
+    for v in variants:
+        print(
+            f"{v.precision:<12} {v.batch:>5} {v.ms:9.1f} {v.processor_ms:8.1f} {v.of_fp32:8.2f} "
+            f"{v.file_bytes / 1e6:6.1f}"
+        )
+    print(f"largest memory of this process: {getrusage(RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The bare call of one graph of the model; times are medians for one image."""
+
+    precision: str
+    batch: int
+    ms: float
+    processor_ms: float  # of all threads, which other programs disturb less
+    of_fp32: float  # by processor time, against the model's graph that computes in fp32
+    file_bytes: int  # the graph and the weights that it shares
+
+
+def compare_graphs(settings: Settings, *, rounds: int) -> list[Variant]:
+    """Every graph of the model that the provider runs, in turns so that all meet the same disturbance."""
+    folder = settings.model.path or MODELS / SHIPPED
+    manifest = read_manifest(folder)
+    chosen = [manifest.graph(provider=settings.model.provider).precision, *(g.precision for g in manifest.more_graphs)]
+    models = {
+        precision: vision_model.load(
+            folder,
+            provider=settings.model.provider,
+            precision=precision,
+            threads=settings.model.threads,
+            engine_cache=settings.model.engine_cache,
+        )
+        for precision in dict.fromkeys(chosen)
+    }
+    shared = (folder / WEIGHTS_NAME).stat().st_size if manifest.weights_sha256 else 0
+    size, variants = manifest.input.size, []
+    for batch in BATCHES:
+        tensor = np.random.default_rng(0).normal(size=(batch, 3, size, size)).astype(np.float32)
+        times: dict[str, list[tuple[float, float]]] = {precision: [] for precision in models}
+        for _ in range(rounds + 1):
+            for precision, model in models.items():
+                started, worked = perf_counter(), process_time()
+                model.run(tensor, OUTPUTS)
+                times[precision].append((perf_counter() - started, process_time() - worked))
+        wall = {p: median(t[0] for t in taken[1:]) * 1000 / batch for p, taken in times.items()}
+        work = {p: median(t[1] for t in taken[1:]) * 1000 / batch for p, taken in times.items()}
+        fp32 = next((work[p] for p in work if p != "int8"), max(work.values()))
+        for precision in models:
+            own = folder / manifest.graph(provider=settings.model.provider, precision=precision).file
+            variants.append(
+                Variant(
+                    precision=precision,
+                    batch=batch,
+                    ms=wall[precision],
+                    processor_ms=work[precision],
+                    of_fp32=work[precision] / fp32,
+                    file_bytes=own.stat().st_size + shared,
+                )
+            )
+    return variants
 
 
 def measure(path: Path, *, settings: Settings, rounds: int) -> dict[str, float]:
