@@ -90,9 +90,7 @@ class Graph:
         return results
 
 
-def provider_chain(
-    provider: str, *, size: int | None, engine_cache: Path | None
-) -> list[str | tuple[str, dict[str, str]]]:
+def provider_chain(provider: str, *, size: int | None, engine_cache: Path | None) -> list[tuple[str, dict[str, str]]]:
     """ONNX Runtime's list for one of PROVIDERS; TensorRT leaves what it does not know to CUDA.
 
     Raises ProviderUnavailable for TensorRT without `size` and `engine_cache`.
@@ -102,7 +100,7 @@ def provider_chain(
     if provider == "cuda":
         return [cuda]
     if provider != "tensorrt":
-        return [PROVIDERS[provider]]
+        return [(PROVIDERS[provider], {})]
     if size is None or engine_cache is None:
         raise ProviderUnavailable("tensorrt needs a folder for its engines; set model.engine_cache")
     engine_cache.mkdir(parents=True, exist_ok=True)

@@ -14,13 +14,15 @@ from vision_model.errors import (
     ManifestInvalid,
     ModelDigestMismatch,
     ModelNotFound,
+    PrecisionUnavailable,
     ProviderUnavailable,
     UnknownLabel,
     UnknownTask,
 )
 from vision_model.explain import contrast_map, relevance_map, upsample
+from vision_model.graph import PROVIDERS, provider_chain
 from vision_model.manifest import GRAPH_NAME, MANIFEST_NAME, read_manifest
-from vision_model.runtime import Model
+from vision_model.runtime import OUTPUTS, Model
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +154,44 @@ def test_asking_for_cuda_without_a_gpu_is_refused_not_replaced(tmp_path: Path) -
     except ProviderUnavailable as refusal:
         outcome = refusal.code
     assert outcome in {"CUDAExecutionProvider", "model.provider-unavailable"}
+
+
+def test_bound_run_gives_what_a_plain_run_gives(model: Model) -> None:
+    tensors = np.random.default_rng(0).normal(size=(3, 3, 28, 28)).astype(np.float32)
+    for bound, plain in zip(model.graph.run_bound(tensors, OUTPUTS), model.run(tensors, OUTPUTS), strict=True):
+        np.testing.assert_array_equal(bound, plain)
+
+
+def test_warm_up_runs_before_load_returns_and_changes_no_answer(
+    tmp_path: Path, images: list[NDArray[np.generic]]
+) -> None:
+    folder = tiny_model(tmp_path / "m")
+    cold, warm = vision_model.load(folder), vision_model.load(folder, warm_up=8)
+    np.testing.assert_array_equal(cold.embed(images), warm.embed(images))
+
+
+def test_a_precision_that_the_model_has_not_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(PrecisionUnavailable, match="it has fp32") as refusal:
+        vision_model.load(tiny_model(tmp_path / "m"), precision="int8")
+    assert refusal.value.code == "model.precision-unavailable"
+
+
+def test_tensorrt_keeps_its_engines_where_it_is_told_and_needs_a_place(tmp_path: Path) -> None:
+    first, *fallback = provider_chain("tensorrt", size=28, engine_cache=tmp_path / "engines")
+    name, options = first
+    assert name == PROVIDERS["tensorrt"]
+    assert options["trt_engine_cache_path"] == str(tmp_path / "engines")
+    assert options["trt_profile_max_shapes"] == "images:64x3x28x28"
+    assert [provider for provider, _ in fallback] == [PROVIDERS["cuda"]]
+    with pytest.raises(ProviderUnavailable, match=r"model\.engine_cache"):
+        provider_chain("tensorrt", size=28, engine_cache=None)
+
+
+@pytest.mark.skipif(not Path("/dev/nvidiactl").exists(), reason="no NVIDIA device on this machine")
+def test_cuda_gives_the_numbers_of_the_cpu(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "m")
+    tensors = np.random.default_rng(0).normal(size=(70, 3, 28, 28)).astype(np.float32)
+    cpu, cuda = vision_model.load(folder), vision_model.load(folder, provider="cuda", warm_up=8)
+    assert cuda.provider == PROVIDERS["cuda"]
+    for expected, output in zip(cpu.run(tensors, OUTPUTS), cuda.run(tensors, OUTPUTS), strict=True):
+        np.testing.assert_allclose(output, expected, atol=1e-4)
