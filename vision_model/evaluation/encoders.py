@@ -54,7 +54,8 @@ class Ours:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self.digest = hashlib.sha256(f"{model.manifest.graph_sha256} {model.manifest.input}".encode()).hexdigest()
+        m = model.manifest
+        self.digest = hashlib.sha256(f"{m.graph_sha256} {m.weights_sha256} {m.input}".encode()).hexdigest()
         self.parts = _tap_parts(model.manifest.embedding_size)
 
     def embed(self, images: Sequence[Image8]) -> dict[str, NDArray[np.float32]]:

@@ -75,7 +75,7 @@ def _zero_shot(report: dict[str, Any]) -> list[Goal]:
 
 def _corruptions(report: dict[str, Any]) -> list[Goal]:
     means = report["corruptions"]["mean_loss"]
-    share = means["ours"] / means[IMAGENET] if means.get(IMAGENET, 0) > 0 else None
+    share = means["ours"] / means[IMAGENET] if means.get(IMAGENET, 0.0) > 0 else None
     return [
         _at_most(
             "mean loss of AUROC under corruption, as a share of EfficientNet-Lite2's", share, CORRUPTION_SHARE_MOST

@@ -73,8 +73,9 @@ def plots(measured: Measured, *, manifest: Manifest, what: Curriculum, out: Path
             _confusion(axis, one)
     with figure("coverage", 1, columns=1, size=8) as panels:
         _coverage(panels[0], served)
-    with figure("corruptions", 1, columns=1, size=8) as panels:
-        _corruptions(panels[0], measured.report["corruptions"])
+    if measured.report["corruptions"]["sources"]:
+        with figure("corruptions", 1, columns=1, size=8) as panels:
+            _corruptions(panels[0], measured.report["corruptions"])
     with figure("embedding", 2, columns=2, size=7) as panels:
         _map(panels, measured, what)
     return written

@@ -286,7 +286,7 @@ def _corruptions(bench: Bench, probes: dict[str, dict[str, Probe]]) -> dict[str,
             )
             for encoder in compared
         }
-    means = {e.name: float(np.mean([s[e.name]["mean_loss"] for s in sources.values()])) for e in compared}
+    means = {e.name: float(np.mean([s[e.name]["mean_loss"] for s in sources.values()])) for e in compared if sources}
     return {"severity": corruptions.SEVERITY, "sources": sources, "mean_loss": means}
 
 
@@ -305,7 +305,10 @@ def _shortcuts(bench: Bench, probe_scores: dict[str, dict[str, NDArray[np.float6
     ours = bench.encoders[0]
 
     def auroc_after(change: Change | None) -> dict[str, Any]:
-        embedding = features(ours, films, cache=bench.cache, change=change)["embedding"]
+        if change is None:
+            embedding = bench.outputs[ours.name]["embedding"][labels != MASKED]
+        else:
+            embedding = features(ours, films, cache=bench.cache, change=change)["embedding"]
         y, groups = labels[labels != MASKED], np.array([e.group for e in films])
         parts = [
             select(embedding, y, groups, np.array([e.split == s for e in films]))

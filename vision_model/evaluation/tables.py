@@ -145,8 +145,10 @@ def zero_shot_table(report: dict[str, Any]) -> str:
 def corruptions_table(report: dict[str, Any]) -> str:
     """Loss of AUROC of the probes under each corruption, mean over sources."""
     found = report["corruptions"]
+    if not found["sources"]:
+        return "Not measured: no source is in-domain."
     encoders = list(found["mean_loss"])
-    kinds = list(next(iter(found["sources"].values()))["ours"]["losses"]) if found["sources"] else []
+    kinds = list(next(iter(found["sources"].values()))["ours"]["losses"])
     rows = [
         (kind, *(f"{_mean(s[e]['losses'][kind] for s in found['sources'].values()):+.3f}" for e in encoders))
         for kind in kinds
