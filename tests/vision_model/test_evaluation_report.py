@@ -68,7 +68,7 @@ def measured(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) 
             model,
             data=data,
             cache=tmp_path_factory.mktemp("cache"),
-            settings=Settings(corruption_images=4, explanation_images=0),
+            settings=Settings(baseline_images=14, corruption_images=4, explanation_images=0),
             command="hilum model evaluate --data images",
             others=stand_ins,
         )
@@ -116,6 +116,16 @@ def test_an_encoder_that_reads_the_place_of_the_bar_beats_chance_and_is_measured
     assert skin["probes"]["EfficientNet-Lite2"]["auroc"] > 0.7
     assert set(skin["few_shot"]["auroc"]) == {"ours", "initial weights", "EfficientNet-Lite2", "ours, auto"}
     assert set(skin["few_shot"]["auroc"]["ours"]) == {"1", "5", "10", "16"}
+
+
+def test_ours_is_also_measured_on_the_images_that_baselines_saw(measured: Measured) -> None:
+    skin = measured.report["benchmarks"]["ham10000"]["probes"]
+    assert {name: probe["train_images"] for name, probe in skin.items()} == {
+        "ours": 21,
+        "ours, same images": 14,
+        "initial weights": 14,
+        "EfficientNet-Lite2": 14,
+    }
 
 
 def test_a_card_is_not_written_from_another_models_figures(measured: Measured, model: Path, tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from vision_model.data.duplicates import without_duplicates
 from vision_model.data.example import Example, Split
+from vision_model.data.mixture import MASKED
 from vision_model.data.sources import read_manifest
 from vision_model.data.tasks import Curriculum, curriculum
 from vision_model.evaluation.benchmarks import Benchmark, benchmarks, extra_labels, left_out, require_sources
+from vision_model.evaluation.corruptions import spread_sample
 from vision_model.evaluation.encoders import Encoder, Ours
-from vision_model.evaluation.features import Outputs
+from vision_model.evaluation.features import Outputs, features
 from vision_model.evaluation.probes import Labelled, select
 from vision_model.manifest import InputSpec
 from vision_model.runtime import Model, load
@@ -29,6 +31,7 @@ class Settings:
     """What is measured, and how much of it."""
 
     split: Split = "test"
+    baseline_images: int | None = None  # training images of each source that baselines see; None is all
     corruption_images: int = 120  # of each source
     explanation_images: int = 8  # of each served task; 0 leaves explanations out
     seed: int = 7
@@ -45,6 +48,7 @@ class Bench:
     extra: dict[tuple[str, str], str]
     asked: tuple[Benchmark, ...]
     left_out: frozenset[str]
+    shared: NDArray[np.bool_]  # (N,) what baselines see: all but training images beyond `baseline_images`
     duplicates: int  # train images left out because they stand twice
     cache: Path
     command: str
@@ -60,11 +64,26 @@ class Bench:
         """A fresh generator, so that no figure depends on which others were measured before."""
         return np.random.default_rng(self.settings.seed)
 
-    def labelled(self, benchmark: Benchmark, encoder: str, split: str) -> Labelled:
-        """One encoder's embeddings of a benchmark's images of one split."""
+    def labelled(self, benchmark: Benchmark, encoder: str, split: str, *, shared: bool = False) -> Labelled:
+        """One encoder's embeddings of a benchmark's images of one split; `shared` leaves what baselines see too."""
         labels = benchmark.labels_of(self.examples, extra=self.extra)
         groups = np.array([e.group for e in self.examples])
-        return select(self.outputs[encoder]["embedding"], labels, groups, self.of_split(split))
+        chosen = self.of_split(split)
+        if shared or encoder != Ours.name:
+            chosen &= self.shared
+        return select(self.outputs[encoder]["embedding"], labels, groups, chosen)
+
+    def embed(self, encoder: Encoder) -> None:
+        """Fill `outputs`: ours for all examples, a baseline's for those it sees (NaN in the rows of others)."""
+        if encoder.name == Ours.name or self.shared.all():
+            self.outputs[encoder.name] = features(encoder, self.examples, cache=self.cache)
+            return
+        found = features(encoder, [self.examples[i] for i in np.flatnonzero(self.shared)], cache=self.cache)
+        self.outputs[encoder.name] = {}
+        for name, values in found.items():
+            spread = np.full((len(self.examples), *values.shape[1:]), np.nan, np.float32)
+            spread[self.shared] = values
+            self.outputs[encoder.name][name] = spread
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -103,6 +122,7 @@ def open_bench(
         extra=extra_labels(data),
         asked=asked,
         left_out=unseen,
+        shared=_shared(examples, most=settings.baseline_images, seed=settings.seed),
         duplicates=len(removed.images),
         cache=cache,
         command=command,
@@ -110,3 +130,18 @@ def open_bench(
     bench.encoders.append(Ours(model))
     bench.encoders += others(model.manifest.input, cache)
     return bench
+
+
+def _shared(examples: list[Example], *, most: int | None, seed: int) -> NDArray[np.bool_]:
+    """(N,) mask: everything but the training images of each source beyond `most`, labels taking turns."""
+    kept = np.ones(len(examples), np.bool_)
+    if most is None:
+        return kept
+    names = np.array([e.dataset if e.split == "train" else "" for e in examples])
+    _, labels = np.unique([e.label for e in examples], return_inverse=True)
+    for dataset in sorted(set(names.tolist()) - {""}):
+        own = names == dataset
+        chosen = spread_sample(np.where(own, labels, MASKED), most=most, rng=np.random.default_rng(seed))
+        kept[own] = False
+        kept[chosen] = True
+    return kept

@@ -83,8 +83,8 @@ def weaknesses(manifest: Manifest, report: dict[str, Any]) -> Iterator[str]:
         yield f"**{unserved.name} is not answered**: {unserved.reason}."
     missed = [g for g in report["goals"] if g["met"] is False]
     if missed:
-        listed = "; ".join(f"{g['subject']} {tables.number(g['found'])} ({g['wanted']})" for g in missed)
-        yield f"**{len(missed)} of {len(report['goals'])} goals were missed**: {listed}."
+        listed = "".join(f"\n  - {g['subject']}: {tables.number(g['found'])}, wanted {g['wanted']}" for g in missed)
+        yield f"**{len(missed)} of {len(report['goals'])} goals were missed**:{listed}"
     yield from _against_initial(report)
     low = sorted(
         (sensitivity, task["task"], label)
@@ -164,7 +164,7 @@ def reproduce(manifest: Manifest, report: dict[str, Any]) -> str:
 def _against_initial(report: dict[str, Any]) -> Iterator[str]:
     probes, shots = [], []
     for name, entry in report["benchmarks"].items():
-        ours, theirs = entry["probes"]["ours"], entry["probes"].get(BASELINE)
+        ours, theirs = entry["probes"].get("ours, same images", entry["probes"]["ours"]), entry["probes"].get(BASELINE)
         if theirs is not None and ours["auroc"] < theirs["auroc"] - WORSE:
             probes.append(f"{name} {ours['auroc']:.3f} (initial weights {theirs['auroc']:.3f})")
         difference = entry["few_shot"]["ten_shot_differences"].get(f"ours less {BASELINE}")

@@ -189,13 +189,15 @@ def _coverage(axis: Axes, served: Sequence[ServedTask]) -> None:
             capsize=3,
         )
         axis.text(
-            1.01, i, f"mean set {one.in_set.sum(axis=1).mean():.2f} of {len(one.task.labels)}", va="center", fontsize=8
+            1.015, i, f"mean set {one.in_set.sum(axis=1).mean():.2f} of {len(one.task.labels)}", va="center", fontsize=8
         )
     axis.axvspan(0.88, 0.92, color=COLOURS[2], alpha=0.2)
     axis.axvline(0.9, color=COLOURS[2], linewidth=1)
     axis.set_yticks(range(len(served)), [one.task.name for one in served])
     axis.invert_yaxis()
-    axis.set(xlabel="share of images whose prediction set holds the true label (90 % promised)", xlim=(0.5, 1.0))
+    lowest = min(one.in_set[np.arange(len(one.labels)), one.labels].mean() for one in served)
+    axis.set(xlabel="share of images whose prediction set holds the true label (90 % promised)")
+    axis.set_xlim(min(0.75, lowest - 0.1), 1.005)
     axis.set_title("Coverage of prediction sets, 95 % intervals over images", fontsize=10)
 
 

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("numpy", "scikit-learn", "onnxruntime", "torch", "timm", "pillow", "scikit-image")
 OURS_AUTO = "ours, auto"
+OURS_SHARED = "ours, same images"  # where baselines see fewer training images than there are
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def evaluate_model(
     bench = open_bench(folder, data=data, cache=cache, settings=settings, command=command, others=others)
     for encoder in bench.encoders:
         with bench.timed(f"embedding by {encoder.name}"):
-            bench.outputs[encoder.name] = features(encoder, bench.examples, cache=cache)
+            bench.embed(encoder)
     of_split = bench.of_split(settings.split)
     measured = [e for e, chosen in zip(bench.examples, of_split, strict=True) if chosen]
     ours = {name: values[of_split] for name, values in bench.outputs["ours"].items()}
@@ -106,7 +107,12 @@ def evaluate_model(
         "encoders": {
             e.name: {"digest": e.digest, "width": bench.outputs[e.name]["embedding"].shape[1]} for e in bench.encoders
         },
-        "images": {"total": len(bench.examples), "measured": len(measured), "duplicates": bench.duplicates},
+        "images": {
+            "total": len(bench.examples),
+            "measured": len(measured),
+            "duplicates": bench.duplicates,
+            "baseline_images": settings.baseline_images,
+        },
     }
     with bench.timed("served tasks"):
         report["served"] = asdict(_served(bench, measured, scores))
@@ -202,16 +208,20 @@ def _probes(
     figures: dict[str, Any] = {}
     fitted: dict[str, Probe] = {}
     scores: dict[str, NDArray[np.float64]] = {}
-    for encoder in bench.encoders:
+    asked = [(e.name, e, False) for e in bench.encoders]
+    if not bench.shared.all():
+        asked.append((OURS_SHARED, bench.encoders[0], True))
+    for name, encoder, shared in asked:
         train, val, test = (
-            bench.labelled(benchmark, encoder.name, split) for split in ("train", "val", bench.settings.split)
+            bench.labelled(benchmark, encoder.name, split, shared=shared)
+            for split in ("train", "val", bench.settings.split)
         )
         probe = fit_probe(train, val, parts=encoder.parts, labels=len(benchmark.labels))
-        figures[encoder.name] = measure_probe(probe, test, rng=bench.rng())
+        figures[name] = measure_probe(probe, test, rng=bench.rng()) | {"train_images": len(train)}
         if benchmark.operating_point:
-            figures[encoder.name]["at_threshold"] = at_threshold(probe, val, test, rng=bench.rng())
-        fitted[encoder.name] = probe
-        scores[encoder.name] = probe.probabilities(test.x)
+            figures[name]["at_threshold"] = at_threshold(probe, val, test, rng=bench.rng())
+        fitted[name] = probe
+        scores[name] = probe.probabilities(test.x)
     return figures, fitted, scores
 
 
@@ -219,14 +229,14 @@ def _few_shot(bench: Bench, benchmark: Benchmark) -> tuple[dict[str, Any], dict[
     labels = len(benchmark.labels)
     methods: dict[str, tuple[str, FewShotMethod]] = {e.name: (e.name, plain_regression) for e in bench.encoders}
     methods[OURS_AUTO] = ("ours", few_shot.auto_head(bench.model))
-    train = bench.labelled(benchmark, "ours", "train")
+    train = bench.labelled(benchmark, "ours", "train", shared=True)
     drawn = few_shot.draw_supports(train.y, train.groups, labels=labels)
     curves: dict[str, Any] = {}
     at_ten: dict[str, NDArray[np.float64]] = {}
     test = bench.labelled(benchmark, "ours", bench.settings.split)
     for name, (encoder, method) in methods.items():
         found = few_shot.few_shot(
-            bench.labelled(benchmark, encoder, "train"),
+            bench.labelled(benchmark, encoder, "train", shared=True),
             bench.labelled(benchmark, encoder, bench.settings.split),
             drawn,
             method=method,
@@ -234,6 +244,7 @@ def _few_shot(bench: Bench, benchmark: Benchmark) -> tuple[dict[str, Any], dict[
         )
         curves[name] = few_shot.curve(found, test.y)
         at_ten[name] = found[10]
+    rng = bench.rng() if benchmark.dataset in bench.left_out else None
     differences = {
         f"{name} less {Initial.name}": few_shot.paired_difference(
             at_ten[name], at_ten[Initial.name], test, rng=bench.rng()
@@ -258,7 +269,7 @@ def _zero_shot(bench: Bench, entries: dict[str, Any]) -> None:
 
 def _support_lists(bench: Bench, benchmark: Benchmark, drawn: Sequence[few_shot.Support]) -> dict[str, Any]:
     labels = benchmark.labels_of(bench.examples, extra=bench.extra)
-    kept = bench.of_split("train") & (labels != MASKED)
+    kept = bench.of_split("train") & (labels != MASKED) & bench.shared
     names = [f"{e.dataset}/{e.path.name}" for e, k in zip(bench.examples, kept, strict=True) if k]
     listed: dict[str, dict[str, list[str]]] = {}
     for support in drawn:
@@ -279,7 +290,9 @@ def _corruptions(bench: Bench, probes: dict[str, dict[str, Probe]]) -> dict[str,
         images = [bench.examples[i] for i in chosen]
         sources[benchmark.name] = {"images": len(chosen)} | {
             encoder.name: corruptions.corruption_loss(
-                probes[benchmark.name][encoder.name],
+                probes[benchmark.name].get(
+                    OURS_SHARED if encoder.name == "ours" else "", probes[benchmark.name][encoder.name]
+                ),
                 labels[chosen],
                 bench.outputs[encoder.name]["embedding"][chosen],
                 damaged=corruptions.damaged_features(encoder, images, cache=bench.cache),

@@ -42,12 +42,17 @@ def goals_table(report: dict[str, Any]) -> str:
 
 def probes_table(report: dict[str, Any]) -> str:
     """AUROC of every encoder on every benchmark, and Kermany's operating point below."""
-    encoders = list(report["encoders"])
+    encoders = list(next(iter(report["benchmarks"].values()))["probes"])
     rows = []
     for name, entry in report["benchmarks"].items():
         cells = [with_interval(entry["probes"][e]["auroc"], entry["probes"][e]["auroc_interval"]) for e in encoders]
         rows.append((name, entry["column"], number(entry["floor"]), number(entry["goal"]), *cells))
     text = table(("benchmark", "column", "floor", "goal", *encoders), rows)
+    if (most := report["images"]["baseline_images"]) is not None:
+        text += (
+            f'\n\nBaselines, and "ours, same images", learnt from at most {most} training images of each source, '
+            'labels taking turns; "ours" from all. The floor is the initial weights\' on all of them.'
+        )
     for name, entry in report["benchmarks"].items():
         for encoder in encoders:
             point = entry["probes"][encoder].get("at_threshold")
