@@ -247,7 +247,7 @@ def _few_shot(bench: Bench, benchmark: Benchmark) -> tuple[dict[str, Any], dict[
     rng = bench.rng() if benchmark.dataset in bench.left_out else None
     differences = {
         f"{name} less {Initial.name}": few_shot.paired_difference(
-            at_ten[name], at_ten[Initial.name], test, rng=bench.rng()
+            at_ten[name], at_ten[Initial.name], test, rng=rng
         )
         for name in ("ours", OURS_AUTO)
         if name in at_ten and Initial.name in at_ten
