@@ -37,13 +37,14 @@ OUTPUTS = ("embedding", "patch_logits", "logits")
 
 def rounded(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     scale = column_scale(weight)
-    return np.rint(weight / scale) * scale
+    on_its_grid: NDArray[np.float32] = np.rint(weight / scale) * scale
+    return on_its_grid
 
 
 def export_tiny(folder: Path, *, weight: NDArray[np.float32], precision: str | None = "int8-stored") -> Path:
     """A model.onnx as an export leaves it: one large rounded layer, and a small fp32 head."""
     rng, what = np.random.default_rng(1), curriculum()
-    initializers = {
+    initializers: dict[str, NDArray[np.generic]] = {
         "shape": np.array([0, TOKENS, PATCH_VALUES], np.int64),
         "tokens": np.array([1], np.int64),
         "weight": weight,
