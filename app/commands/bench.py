@@ -25,6 +25,7 @@ from vision_model.runtime import MODELS, OUTPUTS, SHIPPED
 
 SAMPLE = "J2K_pixelrep_mismatch.dcm"  # a 512 x 512 head CT slice in JPEG 2000, inside the pydicom package
 BATCHES = (1, 8)
+SHOTS, CLASSES = 10, 8
 STAGES = ("decode", "prepare", "inference", "record")
 
 
@@ -34,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "path", nargs="?", type=Path, help="one DICOM file (default: a CT slice of the pydicom package)"
     )
     parser.add_argument("--repeat", type=int, default=20, help="measured rounds, after one to warm up (default: 20)")
+    parser.add_argument(
+        "--few-shot", action="store_true", help="also time learning 8 classes from 10 images each (extra: adapt)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -44,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     with TemporaryDirectory(prefix="hilum-bench-") as folder:
         figures = measure(path, settings=_elsewhere(settings, Path(folder)), rounds=rounds)
     variants = compare_graphs(settings, rounds=rounds)
+    if args.few_shot:
+        figures["few_shot_s"] = few_shot_seconds(settings)
     if args.json:
         print(json.dumps({**figures, "graphs": [asdict(v) for v in variants]}))
         return 0
@@ -56,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
             f"{v.precision:<12} {v.batch:>5} {v.ms:9.1f} {v.processor_ms:8.1f} {v.of_fp32:8.2f} "
             f"{v.file_bytes / 1e6:6.1f}"
         )
+    if args.few_shot:
+        print(f"few-shot fit, {SHOTS} images x {CLASSES} classes, embedding included: {figures['few_shot_s']:.1f} s")
     print(f"largest memory of this process: {getrusage(RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
     return 0
 
@@ -113,6 +121,19 @@ def compare_graphs(settings: Settings, *, rounds: int) -> list[Variant]:
                 )
             )
     return variants
+
+
+def few_shot_seconds(settings: Settings) -> float:
+    """Time by the clock of `FewShotClassifier.fit` on made images, their embedding included. Raises ExtraMissing."""
+    from vision_model.adapt import FewShotClassifier
+
+    model = vision_model.load(settings.model.path, provider=settings.model.provider, warm_up=1)
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(CLASSES), SHOTS)
+    images = [rng.normal(20 * label, 10, (256, 256)).clip(0, 255).astype(np.uint8) for label in labels]
+    started = perf_counter()
+    FewShotClassifier(model).fit(images, labels, groups=np.arange(len(labels)))
+    return perf_counter() - started
 
 
 def measure(path: Path, *, settings: Settings, rounds: int) -> dict[str, float]:
