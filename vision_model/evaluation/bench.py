@@ -74,16 +74,15 @@ class Bench:
         return select(self.outputs[encoder]["embedding"], labels, groups, chosen)
 
     def embed(self, encoder: Encoder) -> None:
-        """Fill `outputs`: ours for all examples, a baseline's for those it sees (NaN in the rows of others)."""
-        if encoder.name == Ours.name or self.shared.all():
-            self.outputs[encoder.name] = features(encoder, self.examples, cache=self.cache)
-            return
-        found = features(encoder, [self.examples[i] for i in np.flatnonzero(self.shared)], cache=self.cache)
-        self.outputs[encoder.name] = {}
-        for name, values in found.items():
-            spread = np.full((len(self.examples), *values.shape[1:]), np.nan, np.float32)
-            spread[self.shared] = values
-            self.outputs[encoder.name][name] = spread
+        """Fill `outputs`, split by split: ours for all examples, a baseline's for those it sees (NaN in other rows)."""
+        outputs = self.outputs[encoder.name] = {}
+        seen = np.ones(len(self.examples), np.bool_) if encoder.name == Ours.name else self.shared
+        for split in dict.fromkeys((self.settings.split, "val", "train")):
+            own = np.flatnonzero(seen & self.of_split(split))
+            found = features(encoder, [self.examples[i] for i in own], cache=self.cache)
+            for name, values in found.items():
+                shape = (len(self.examples), *values.shape[1:])
+                outputs.setdefault(name, np.full(shape, np.nan, np.float32))[own] = values
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -65,6 +65,7 @@ def plots(measured: Measured, *, manifest: Manifest, what: Curriculum, out: Path
     with figure("few_shot", len(entries)) as panels:
         for axis, (name, entry) in zip(panels, entries.items(), strict=True):
             _few_shot(axis, name, entry)
+        panels[0].legend(fontsize=6, loc="lower right")  # once: it would hide lines in every panel
     with figure("reliability", len(served)) as panels:
         for axis, one in zip(panels, served, strict=True):
             _reliability(axis, one)
@@ -139,7 +140,7 @@ def _few_shot(axis: Axes, name: str, entry: dict[str, Any]) -> None:
     axis.minorticks_off()
     axis.set(xlabel="images a label", ylabel="AUROC, mean ± deviation of 10 draws")
     axis.set_title(f"{name}\n{entry['column']}", fontsize=9)
-    axis.legend(fontsize=6, loc="lower right")
+    axis.set_ylim(top=1.02)
 
 
 def _reliability(axis: Axes, one: ServedTask) -> None:

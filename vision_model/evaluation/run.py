@@ -246,9 +246,7 @@ def _few_shot(bench: Bench, benchmark: Benchmark) -> tuple[dict[str, Any], dict[
         at_ten[name] = found[10]
     rng = bench.rng() if benchmark.dataset in bench.left_out else None
     differences = {
-        f"{name} less {Initial.name}": few_shot.paired_difference(
-            at_ten[name], at_ten[Initial.name], test, rng=rng
-        )
+        f"{name} less {Initial.name}": few_shot.paired_difference(at_ten[name], at_ten[Initial.name], test, rng=rng)
         for name in ("ours", OURS_AUTO)
         if name in at_ten and Initial.name in at_ten
     }
@@ -281,25 +279,29 @@ def _corruptions(bench: Bench, probes: dict[str, dict[str, Probe]]) -> dict[str,
     """Mean loss of AUROC of our probe and of EfficientNet-Lite2's, on the same damaged images."""
     compared = [e for e in bench.encoders if e.name in {"ours", Efficientnet.name}]
     of_split = bench.of_split(bench.settings.split)
-    sources: dict[str, Any] = {}
+    labels: dict[str, NDArray[np.int64]] = {}
+    chosen: dict[str, NDArray[np.int64]] = {}
     for benchmark in bench.asked:
-        if benchmark.dataset in bench.left_out:
-            continue
-        labels = np.where(of_split, benchmark.labels_of(bench.examples, extra=bench.extra), MASKED)
-        chosen = corruptions.spread_sample(labels, most=bench.settings.corruption_images, rng=bench.rng())
-        images = [bench.examples[i] for i in chosen]
-        sources[benchmark.name] = {"images": len(chosen)} | {
-            encoder.name: corruptions.corruption_loss(
-                probes[benchmark.name].get(
-                    OURS_SHARED if encoder.name == "ours" else "", probes[benchmark.name][encoder.name]
-                ),
-                labels[chosen],
-                bench.outputs[encoder.name]["embedding"][chosen],
-                damaged=corruptions.damaged_features(encoder, images, cache=bench.cache),
+        if benchmark.dataset not in bench.left_out:
+            all_labels = np.where(of_split, benchmark.labels_of(bench.examples, extra=bench.extra), MASKED)
+            own = corruptions.spread_sample(all_labels, most=bench.settings.corruption_images, rng=bench.rng())
+            labels[benchmark.name], chosen[benchmark.name] = all_labels[own], own
+    if not chosen:
+        return {"severity": corruptions.SEVERITY, "sources": {}, "mean_loss": {}}
+    sources: dict[str, Any] = {name: {"images": len(own)} for name, own in chosen.items()}
+    images = [bench.examples[i] for own in chosen.values() for i in own]
+    ends = np.cumsum([len(own) for own in chosen.values()])
+    for encoder in compared:
+        damaged = corruptions.damaged_features(encoder, images, cache=bench.cache)
+        for name, own, end in zip(chosen, chosen.values(), ends, strict=True):
+            fitted = probes[name].get(OURS_SHARED if encoder.name == "ours" else "", probes[name][encoder.name])
+            sources[name][encoder.name] = corruptions.corruption_loss(
+                fitted,
+                labels[name],
+                bench.outputs[encoder.name]["embedding"][own],
+                damaged={kind: x[end - len(own) : end] for kind, x in damaged.items()},
             )
-            for encoder in compared
-        }
-    means = {e.name: float(np.mean([s[e.name]["mean_loss"] for s in sources.values()])) for e in compared if sources}
+    means = {e.name: float(np.mean([s[e.name]["mean_loss"] for s in sources.values()])) for e in compared}
     return {"severity": corruptions.SEVERITY, "sources": sources, "mean_loss": means}
 
 
