@@ -1,5 +1,6 @@
 """Areas, intervals, supports, probes and shortcuts, against cases worked by hand or by another tool."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -166,13 +167,11 @@ def test_border_and_inside_make_up_the_film() -> None:
 class Counting:
     """Pixels, and how many images it was asked for."""
 
-    name, digest = "counting", "0" * 64
-    parts = {"all": slice(None)}  # noqa: RUF012  # the protocol's shape
-
     def __init__(self) -> None:
+        self.name, self.digest, self.parts = "counting", "0" * 64, {"all": slice(None)}
         self.images = 0
 
-    def embed(self, images: list[Image8]) -> dict[str, NDArray[np.float32]]:
+    def embed(self, images: Sequence[Image8]) -> dict[str, NDArray[np.float32]]:
         self.images += len(images)
         return Pixels().embed(images)
 

@@ -20,7 +20,8 @@ def grey() -> Image8:
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_damage_repeats_keeps_the_shape_and_changes_the_image(name: str, grey: Image8) -> None:
     damaged = CORRUPTIONS[name](grey, np.random.default_rng(3))
-    assert (damaged.shape, damaged.dtype) == (grey.shape, np.uint8)
+    assert damaged.shape == grey.shape
+    assert damaged.dtype == np.uint8
     assert not np.array_equal(damaged, grey)
     np.testing.assert_array_equal(damaged, CORRUPTIONS[name](grey, np.random.default_rng(3)))
 

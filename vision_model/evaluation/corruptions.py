@@ -152,7 +152,8 @@ def _unit(image: Image8) -> Unit:
 
 
 def _eight_bit(unit: Unit) -> Image8:
-    return np.rint(unit.clip(0, 1) * 255).astype(np.uint8)
+    image: Image8 = np.rint(unit.clip(0, 1) * 255).astype(np.uint8)
+    return image
 
 
 def _field(image: Image8, values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -39,9 +39,17 @@ Image8 = NDArray[np.uint8]  # (rows, columns, 3)
 class Encoder(Protocol):
     """Something that turns images into vectors."""
 
-    name: str
-    digest: str  # of everything that its vectors depend on
-    parts: dict[str, slice]  # named parts of the vector that a probe may choose among
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+
+    @property
+    def digest(self) -> str:
+        """Of everything that its vectors depend on."""
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Named parts of the vector that a probe may choose among."""
 
     def embed(self, images: Sequence[Image8]) -> dict[str, NDArray[np.float32]]:
         """A batch of 8-bit RGB images -> "embedding" (B, D), and what else the encoder says of them."""
@@ -84,7 +92,7 @@ class Initial:
             taps = self._net.forward_intermediates(
                 tensors, indices=list(TAPS), norm=True, output_fmt="NLC", intermediates_only=True
             )
-        return {"embedding": torch.cat([t.float().mean(dim=1) for t in taps], dim=-1).numpy() / TOKEN_SCALE}
+        return {"embedding": (torch.cat([t.float().mean(dim=1) for t in taps], dim=-1) / TOKEN_SCALE).numpy()}
 
 
 class Efficientnet:
@@ -104,7 +112,7 @@ class Efficientnet:
                 f"the baseline needs the package {LITE_PACKAGE.replace('_', '-')}; install hilum[train]"
             ) from exc
         with path.open("rb") as stream:
-            self.digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            self.digest = hashlib.sha256(stream.read()).hexdigest()
             stream.seek(0)
             stored: dict[str, Tensor] = torch.load(stream, map_location="cpu", weights_only=True)
         net = timm.create_model("tf_efficientnet_lite2", pretrained=False)

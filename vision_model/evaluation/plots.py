@@ -233,7 +233,13 @@ def _map(axes: Sequence[Axes], measured: Measured, what: Curriculum) -> None:
         for i, name in enumerate(r.name for r in what.routes):
             own = route == i
             axis.scatter(
-                *points[own, :2].T, s=9, color=_colour(i), marker=MARKERS[i % len(MARKERS)], label=name, alpha=0.7
+                points[own, 0],
+                points[own, 1],
+                s=9,
+                color=_colour(i),
+                marker=MARKERS[i % len(MARKERS)],
+                label=name,
+                alpha=0.7,
             )
         axis.set_title(f"Embedding of {len(x)} images by modality: {title}", fontsize=10)
         axis.set(xticks=[], yticks=[])

@@ -91,12 +91,14 @@ def view_figures(view: ViewProbe, score: NDArray[np.float64], test: Labelled) ->
     log_odds = view.log_odds(test.x)
     edges = np.quantile(log_odds, np.linspace(0, 1, STRATA + 1)[1:-1])
     stratum = np.searchsorted(edges, log_odds)
-    inside = {
-        str(s + 1): {"images": len(i), "auroc": _area_or_none(test.y[i] == 1, score[i])}
-        for s in range(STRATA)
-        if len(i := np.flatnonzero(stratum == s))
-    }
-    areas = [(v["images"], v["auroc"]) for v in inside.values() if v["auroc"] is not None]
+    inside: dict[str, dict[str, float | None]] = {}
+    areas: list[tuple[int, float]] = []
+    for s in range(STRATA):
+        own = np.flatnonzero(stratum == s)
+        found = _area_or_none(test.y[own] == 1, score[own])
+        inside[str(s + 1)] = {"images": len(own), "auroc": found}
+        if found is not None:
+            areas.append((len(own), found))
     return {
         "view_probe": {"cross_validated_auroc": view.cross_validated_auroc, "images": view.images},
         "auroc_of_apparent_view_for_disease": area(test.y == 1, log_odds),
