@@ -48,7 +48,7 @@ def probes_table(report: dict[str, Any]) -> str:
         cells = [with_interval(entry["probes"][e]["auroc"], entry["probes"][e]["auroc_interval"]) for e in encoders]
         rows.append((name, entry["column"], number(entry["floor"]), number(entry["goal"]), *cells))
     text = table(("benchmark", "column", "floor", "goal", *encoders), rows)
-    if (most := report["images"]["baseline_images"]) is not None:
+    if (most := report["images"].get("baseline_images")) is not None:
         text += (
             f'\n\nBaselines, and "ours, same images", learnt from at most {most} training images of each source, '
             'labels taking turns; "ours" from all. The floor is the initial weights\' on all of them.'
