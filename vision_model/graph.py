@@ -43,6 +43,9 @@ class Graph:
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Threads that wait sleep instead of spinning: beside other work on two cores that took 0.6 of the time
+        # (deploy/README.md), and an idle service burns nothing.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # a provider that fails to start is refused below with our words
         try:
             self._session = onnxruntime.InferenceSession(
