@@ -49,9 +49,10 @@ class Prompts:
 def read_prompts(knowledge: Knowledge, curriculum: Curriculum, encoder: TextEncoder) -> Prompts:
     """The concepts of the knowledge file that belong to a route, each with the embeddings of all its texts."""
     routed = [
-        (concept, curriculum.route_of(concept.modality, concept.anatomy))
+        (concept, route)
         for concept in knowledge
-        if concept.sources and concept.modality is not None and concept.anatomy is not None
+        for route, r in enumerate(curriculum.routes)
+        if concept.sources and concept.modality in r.modalities and concept.anatomy in r.body_parts
     ]
     return Prompts(
         concepts=tuple(c.name for c, _ in routed),
@@ -64,7 +65,7 @@ def concept_targets(examples: Sequence[Example], knowledge: Knowledge, prompts: 
     """(N,) index of each example's concept in the prompts, or MASKED where the knowledge file has none."""
     index = {name: i for i, name in enumerate(prompts.concepts)}
     found = [knowledge.of(e.dataset, e.label) for e in examples]
-    return np.array([MASKED if c is None else index[c.name] for c in found], dtype=np.int64)
+    return np.array([MASKED if c is None else index.get(c.name, MASKED) for c in found], dtype=np.int64)
 
 
 def supervised_loss(logits: Tensor, targets: Tensor, *, curriculum: Curriculum, recipe: Recipe) -> Tensor:

@@ -1,17 +1,17 @@
 """One command from images to a model that can be served: train, fit heads, export, calibrate, evaluate."""
 
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vision_model.data.duplicates import without_duplicates
 from vision_model.data.example import Example
 from vision_model.data.load import load_squares
-from vision_model.data.mixture import targets
+from vision_model.data.mixture import MASKED, targets
 from vision_model.data.sources import read_sources
 from vision_model.data.tasks import Curriculum, TaskDefinition, curriculum
 from vision_model.errors import SourceInvalid
@@ -20,22 +20,19 @@ from vision_model.export import ServedNet, export, round_to_fp16
 from vision_model.knowledge import knowledge
 from vision_model.manifest import (
     GRAPH_NAME,
-    TEXT_GRAPH_NAME,
-    TOKENIZER_NAME,
 )
-from vision_model.net import HilumNet
 from vision_model.preprocess import normalise
 from vision_model.pretrain.heads import embed_examples, fit_heads
 from vision_model.pretrain.loop import train
-from vision_model.pretrain.objective import Prompts, read_prompts
+from vision_model.pretrain.objective import concept_targets, read_prompts
 from vision_model.pretrain.place import find_place
 from vision_model.pretrain.publish import PARITY_IMAGES, publish, table
 from vision_model.pretrain.recipe import read_recipe
 from vision_model.pretrain.reference import fit_reference
+from vision_model.pretrain.text_space import fit_projection, write_text_space
 from vision_model.quantise import round_to_int8
 from vision_model.runtime import MODELS, SHIPPED
 from vision_model.text import TextEncoder
-from vision_model.zero_shot import Projection
 
 __all__ = ["learnable", "pretrain", "table"]
 
@@ -56,6 +53,12 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
     what, examples = learnable(curriculum(), unique)
     by_split = _by_split(examples)
     prompts = read_prompts(words, what, TextEncoder(MODELS / SHIPPED))
+
+    def concepts(split: str) -> NDArray[np.int64]:
+        found = concept_targets(by_split[split], words, prompts)
+        found[[e.dataset in recipe.left_out for e in by_split[split]]] = MASKED
+        return found
+
     net = train(
         [e for e in by_split["train"] if e.dataset not in recipe.left_out],
         watched=[e for e in by_split["val"] if e.dataset not in recipe.left_out],
@@ -92,7 +95,14 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
     round_to_fp16(served)
     folder = out / "model"
     folder.mkdir(exist_ok=True)
-    write_text_space(folder, net, prompts, routes=len(what.routes))
+    projection = fit_projection(
+        (train_embedded.mean, concepts("train")),
+        (val_embedded.mean, concepts("val")),
+        prompts=prompts,
+        routes=len(what.routes),
+        seed=recipe.seed,
+    )
+    write_text_space(folder, projection)
     graph = folder / GRAPH_NAME
     rng = np.random.default_rng(recipe.seed)
     chosen = [by_split["val"][i] for i in rng.permutation(len(by_split["val"]))[:PARITY_IMAGES]]
@@ -130,19 +140,6 @@ def learnable(whole: Curriculum, examples: Sequence[Example]) -> tuple[Curriculu
     for task in set(whole.tasks) - set(tasks):
         logger.warning("%s is not learnt: train or val lacks images of one of its labels", task.name)
     return replace(whole, routes=tuple(r for i, r in enumerate(whole.routes) if i in present), tasks=tasks), kept
-
-
-def write_text_space(folder: Path, net: HilumNet, prompts: Prompts, *, routes: int) -> None:
-    """Lay the projection into text space, the routes' mean texts and the text encoder beside the graph."""
-    Projection(
-        weight=net.to_text.weight.detach().numpy(),
-        bias=net.to_text.bias.detach().numpy(),
-        scale=float(net.text_scale.detach().exp()),
-        centres=prompts.centres(prompts.drawn(None), routes=routes).numpy(),
-    ).save(folder)
-    for name in (TEXT_GRAPH_NAME, TOKENIZER_NAME):
-        if not (folder / name).is_file():
-            shutil.copyfile(MODELS / SHIPPED / name, folder / name)
 
 
 def _by_split(examples: Sequence[Example]) -> dict[str, list[Example]]:
