@@ -61,7 +61,7 @@ class Graph:
         # "int8", "int8-stored" or "fp16-stored"; None for a graph that does not say
         self.precision: str | None = self._session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY)
         # An 8-bit graph scales a whole activation by its largest value. Were images run together, each would change the
-        # others' answers (measured: by up to 0.47 in a logit); alone, an image has one answer.
+        # others' answers (measured: by up to 0.42 in a logit); alone, an image has one answer.
         self._alone = self.precision == "int8"
         self._device = "cpu" if provider == "cpu" else "cuda"
 
