@@ -1,12 +1,15 @@
 """The decoding processes: killed, hung, starved or lying, they are a coded error here and nothing more."""
 
+import fcntl
 import json
 import os
 import signal
 import struct
 import sys
+import termios
 import threading
 import time
+from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -48,6 +51,13 @@ def worker_of(sandbox: Sandbox) -> _Worker:
     return worker
 
 
+def waiting_bytes(worker: _Worker) -> int:
+    """How much lies in the pipe of requests that the process has not read yet."""
+    count = array("i", [0])
+    fcntl.ioctl(worker._requests, termios.FIONREAD, count)
+    return count[0]
+
+
 def stopped(process_id: int) -> bool:
     return "T (stopped)" in Path(f"/proc/{process_id}/status").read_text()
 
@@ -65,11 +75,12 @@ def test_a_process_that_dies_on_a_file_is_an_error_and_the_next_file_reads(
     own_sandbox: Sandbox, number: signal.Signals
 ) -> None:
     read_instance(packaged("CT_small.dcm"), sandbox=own_sandbox)
-    process_id = worker_of(own_sandbox).process_id
+    worker = worker_of(own_sandbox)
+    process_id = worker.process_id
     os.kill(process_id, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as threads:
         pending = threads.submit(read_instance, packaged("MR_small.dcm"), sandbox=own_sandbox)
-        while own_sandbox._idle:
+        while not waiting_bytes(worker):  # a process that dies before it is given the file is replaced unseen
             time.sleep(0.01)
         os.kill(process_id, number)
         os.kill(process_id, signal.SIGCONT)
