@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import medmnist
 import numpy as np
 import pytest
 from PIL import Image
@@ -140,7 +141,7 @@ def test_findings_of_one_image_are_joined_and_colour_is_kept(tmp_path: Path) -> 
 
 
 def test_the_package_says_that_all_sets_but_dermamnist_are_permissive() -> None:
-    info = pytest.importorskip("medmnist").INFO
+    info = medmnist.INFO
     assert {flag for flag in KINDS if not permissive(info[flag]["license"])} == {"dermamnist"}
     assert set(KINDS) == {flag for flag in info if not flag.endswith("3d")}
 
@@ -180,7 +181,7 @@ def test_a_file_that_is_not_there_is_downloaded_whole_or_not_at_all(
 ) -> None:
     shown, address = server
     path = medmnist_file(shown, "bloodmnist", labels={"train": [1], "val": [0], "test": [7]}, colour=True)
-    about = pytest.importorskip("medmnist").INFO["bloodmnist"]
+    about = medmnist.INFO["bloodmnist"]
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setitem(about, "url", f"{address}/bloodmnist.npz")
     digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
