@@ -43,9 +43,9 @@ class Unlikeness(nn.Module):
     That is relative Mahalanobis distance (Ren et al. 2021, arXiv 2106.09022) over several layers, with the ratio of the
     two squared distances in place of their difference, since that is what layers can be averaged in without weights.
     It looks at the mean of the patch tokens of each tap, and at their spread over the image: a drawn phantom has the
-    mean of a brain, and not its variety. On a part of train and val, with the encoder of the model 0.1.0, it held back 95 %
-    of 40 drawn phantoms where the plain distance of the means held 20 %, and nearly twice as many films of other
-    hospitals; those phantoms also chose it, and with the next encoder the one of `tests/web/images.py` passed. Nearest
+    mean of a brain, and not its variety. On a part of train and val, with the encoder of the model 0.1.0, it held back
+    95 % of 40 drawn phantoms where the plain distance of the means held 20 %, and nearly twice as many films of other
+    hospitals. Those phantoms also chose it; with the next encoder the one of `tests/web/images.py` passed. Nearest
     neighbours added nothing to it, and were left out.
     """
 
