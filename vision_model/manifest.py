@@ -176,7 +176,7 @@ class Manifest:
     unserved: tuple[UnservedTask, ...]
     threshold_set: str  # digest of every temperature, quantile and threshold: they do not survive a model update
     licence: str
-    sources: tuple[dict[str, str], ...]  # name, licence, images
+    sources: tuple[dict[str, str], ...]  # name, licence, train_images; see `described` of vision_model.data.sources
     training: dict[str, str]  # recipe, seed, commit, initial weights, date
     more_graphs: tuple[GraphSpec, ...] = ()
     weights_sha256: str | None = None  # of weights.bin; None where the graph holds its own weights

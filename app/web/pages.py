@@ -124,9 +124,10 @@ def _operating_point(point: OperatingPoint) -> tuple[str, str, str]:
 
 
 def _sources(manifest: Manifest) -> str:
-    names = [name for name in ("name", "licence", "images") if any(name in source for source in manifest.sources)]
+    shown = ("name", "licence", "train_images", "used_for")
+    names = [name for name in shown if any(name in source for source in manifest.sources)]
     rows = [tuple(plain(str(source.get(name, ""))) for name in names) for source in manifest.sources]
-    return table(tuple(name.capitalize() for name in names), rows)
+    return table(tuple(name.replace("_", " ").capitalize() for name in names), rows)
 
 
 def _words(detail: dict[str, Any]) -> str:
