@@ -25,7 +25,8 @@
     │   ├── NothingToReport             dicom.nothing-to-report
     │   ├── EvidenceMixed               dicom.evidence-mixed
     │   ├── EvidenceMissing             dicom.evidence-missing
-    │   └── HeatMapUnfit                dicom.heat-map-unfit
+    │   ├── HeatMapUnfit                dicom.heat-map-unfit
+    │   └── HeatMapUnplaced             dicom.heat-map-unplaced
     └── SandboxError                    dicom.sandbox
         ├── SandboxCrashed              dicom.sandbox-crashed
         ├── SandboxTimedOut             dicom.sandbox-timed-out
@@ -191,6 +192,12 @@ class HeatMapUnfit(NotReported):
     """A heat map does not fit the frame that it is to be laid over."""
 
     code = "dicom.heat-map-unfit"
+
+
+class HeatMapUnplaced(NotReported):
+    """The image does not say how it lies in the patient, which a parametric map must."""
+
+    code = "dicom.heat-map-unplaced"
 
 
 class SandboxError(DicomError):

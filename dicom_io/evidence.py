@@ -38,6 +38,7 @@ def evidence(part10: Part10) -> Evidence:
         body_part=found.body_part,
         anatomic_region=_code(_anatomy(dataset), "AnatomicRegionSequence"),
         procedures=_codes(dataset, "ProcedureCodeSequence"),
+        burned_in=_matching("YES|NO")(dataset, "BurnedInAnnotation"),
         lossy=lossy,
         lossy_ratios=_numbers(dataset, "LossyImageCompressionRatio") if lossy else (),
         lossy_methods=tuple(filter(None, [_matching(r"[A-Z0-9_ ]{1,16}")(dataset, "LossyImageCompressionMethod")]))
