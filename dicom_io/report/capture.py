@@ -93,11 +93,13 @@ def picture(
     relevance = on_frame(heat_map, rows=rows, columns=columns)
     display = apply_voi(frame, voi)
     grey = np.broadcast_to(display[..., None], (rows, columns, 3)) if display.ndim == 2 else display
-    plain = np.asarray(grey * 255, np.float32)
+    plain = _scaled(_bytes(grey * 255), frame.spacing_mm)
     reach = max(float(np.abs(relevance).max()), 1e-6)
-    panels = [_scaled(_bytes(one), frame.spacing_mm) for one in (plain, _laid_over(plain, relevance / reach))]
+    width, height = plain.size
+    stretched = Image.fromarray(relevance / reach).resize(plain.size, Image.Resampling.BILINEAR)
+    laid_over = _laid_over(np.asarray(plain, np.float32), np.asarray(stretched))
+    panels = plain, Image.fromarray(_bytes(laid_over))
 
-    width, height = panels[0].size
     top = _MARGIN + 3 * _LINE + _MARGIN
     bar_x = 2 * (width + _MARGIN) + _MARGIN
     canvas = Image.new("RGB", (bar_x + 110, top + height + _MARGIN + _LINE + _MARGIN), "black")

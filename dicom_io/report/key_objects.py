@@ -14,7 +14,7 @@ _SAID_MAX = 40  # findings that the description names
 
 
 def key_object_note(findings: StudyFindings) -> Dataset:
-    """The note "Of Interest"; its description names findings, notice first. Raises NothingToReport without positives."""
+    """The note "Of Interest", whose description names the findings. Raises NothingToReport without a positive one."""
     frames: dict[str, set[int]] = {}
     said: dict[str, float] = {}
     for image, answer, label in findings.positives():

@@ -19,7 +19,7 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.tag import Tag
-from pydicom.uid import UID, ParametricMapStorage
+from pydicom.uid import ParametricMapStorage
 from pydicom.valuerep import format_number_as_ds
 
 from dicom_io.errors import HeatMapUnfit, HeatMapUnplaced
@@ -93,12 +93,24 @@ def on_frame(heat_map: HeatMap, *, rows: int | None, columns: int | None) -> NDA
 def _place(evidence: Evidence, frame_number: int) -> _Place | None:
     plane = evidence.planes[frame_number - 1] if frame_number <= len(evidence.planes) else None
     if plane is not None and evidence.frame_of_reference_uid is not None:
-        return _Place(True, plane.position_mm, plane.orientation, plane.spacing_mm, plane.thickness_mm)
+        return _Place(
+            shared=True,
+            position_mm=plane.position_mm,
+            orientation=plane.orientation,
+            spacing_mm=plane.spacing_mm,
+            thickness_mm=plane.thickness_mm,
+        )
     # Letters such as FR say that the row runs between two axes, and not at which angle.
     row, column = (_DIRECTIONS.get(letters) for letters in evidence.patient_orientation or ("", ""))
     if row is None or column is None or np.dot(row, column) != 0:
         return None
-    return _Place(False, (0.0, 0.0, 0.0), (*row, *column), evidence.spacing_mm, None)
+    return _Place(
+        shared=False,
+        position_mm=(0.0, 0.0, 0.0),
+        orientation=(*row, *column),
+        spacing_mm=evidence.spacing_mm,
+        thickness_mm=None,
+    )
 
 
 def _placed(evidence: Evidence, heat_map: HeatMap) -> _Place:
