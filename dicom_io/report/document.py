@@ -93,6 +93,8 @@ def complete(made: Dataset, findings: StudyFindings) -> None:
             continue
         setattr(made, f"{keyword}Date", at.strftime("%Y%m%d"))
         setattr(made, f"{keyword}Time", at.strftime("%H%M%S"))
+    for equipment in made.get("ContributingEquipmentSequence", []):  # highdicom names itself
+        equipment.ContributionDateTime = at.strftime("%Y%m%d%H%M%S")
     if source.timezone_offset is not None:
         made.TimezoneOffsetFromUTC = source.timezone_offset
 

@@ -174,7 +174,7 @@ def _along_normal(place: _Place) -> float:
 def put_lossy(made: Dataset, evidence: Evidence) -> None:
     """Once lossy, always lossy (PS3.3 C.7.6.1.1.5)."""
     made.LossyImageCompression = "01" if evidence.lossy else "00"
-    if evidence.lossy_ratios and evidence.lossy_methods:
+    if evidence.lossy_ratios and len(evidence.lossy_ratios) == len(evidence.lossy_methods):
         made.LossyImageCompressionRatio = _decimals(evidence.lossy_ratios)
         made.LossyImageCompressionMethod = list(evidence.lossy_methods)
 
