@@ -33,5 +33,5 @@ clean: ## remove the environment and the caches; the state in var/ stays
 	touch $@
 
 .venv/.test: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,medmnist,postgresql,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,medmnist,postgresql,hl7,fhir,dev]'
 	touch $@ .venv/.run

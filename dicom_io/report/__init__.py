@@ -14,6 +14,7 @@ from dicom_io.report.findings import (
     LabelFinding,
     NotAnswered,
     StudyFindings,
+    StudyStatement,
     TaskFindings,
 )
 from dicom_io.report.key_objects import key_object_note
@@ -30,6 +31,7 @@ __all__ = [
     "LabelFinding",
     "NotAnswered",
     "StudyFindings",
+    "StudyStatement",
     "TaskFindings",
     "can_be_mapped",
     "key_object_note",

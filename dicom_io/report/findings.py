@@ -117,6 +117,17 @@ class HeatMap:
     box: tuple[int, int, int, int] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StudyStatement:
+    """What is said of one label in a whole study: its highest probability, and in how many frames it is positive."""
+
+    image: ImageFindings  # the frame with the highest probability
+    answer: TaskFindings
+    label: LabelFinding
+    frames: int
+    positive_frames: int
+
+
 @dataclass(frozen=True)
 class StudyFindings:
     """Everything that one work item says of one study.
@@ -165,6 +176,35 @@ class StudyFindings:
         for image in self.images:
             for answer in image.answered:
                 yield from ((image, answer, label) for label in answer.labels if label.positive)
+
+    def statements(self) -> list[StudyStatement]:
+        """One statement for each task and label, for receivers that know no images."""
+        found: dict[tuple[str, str], StudyStatement] = {}
+        for image in self.images:
+            for answer in image.answered:
+                for label in answer.labels:
+                    key = (answer.task, label.label)
+                    before = found.get(key)
+                    best = before if before and before.label.probability >= label.probability else None
+                    found[key] = StudyStatement(
+                        image=best.image if best else image,
+                        answer=best.answer if best else answer,
+                        label=best.label if best else label,
+                        frames=1 + (before.frames if before else 0),
+                        positive_frames=label.positive + (before.positive_frames if before else 0),
+                    )
+        return list(found.values())
+
+    def withheld(self) -> list[tuple[NotAnswered, int]]:
+        """Every reason for giving no answer once, and for how many frames it holds."""
+        frames: dict[tuple[str | None, str, str], int] = {}
+        first: dict[tuple[str | None, str, str], NotAnswered] = {}
+        for image in self.images:
+            for one in image.withheld:
+                key = (one.task, one.code, one.reason)
+                first.setdefault(key, one)
+                frames[key] = frames.get(key, 0) + 1
+        return [(one, frames[key]) for key, one in first.items()]
 
     def finding_of(self, heat_map: HeatMap) -> tuple[ImageFindings, TaskFindings, LabelFinding]:
         """The finding that a heat map explains; raises EvidenceMissing."""

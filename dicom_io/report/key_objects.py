@@ -16,11 +16,8 @@ _SAID_MAX = 40  # findings that the description names
 def key_object_note(findings: StudyFindings) -> Dataset:
     """The note "Of Interest", whose description names the findings. Raises NothingToReport without a positive one."""
     frames: dict[str, set[int]] = {}
-    said: dict[str, float] = {}
-    for image, answer, label in findings.positives():
+    for image, _, _ in findings.positives():
         frames.setdefault(image.sop_instance_uid, set()).add(image.frame_number)
-        what = f"{answer.display}: {label.display}"
-        said[what] = max(said.get(what, 0.0), label.probability)
     if not frames:
         raise NothingToReport("no finding is at or above its operating point, so there is no image to point at")
     headers = [reference_header(findings.by_uid[uid]) for uid in frames]
@@ -28,12 +25,16 @@ def key_object_note(findings: StudyFindings) -> Dataset:
         # Tells highdicom that this is an image, also where its header has no Rows.
         header.Rows = header.get("Rows", 1)
         header.Columns = header.get("Columns", 1)
-    listed = [f"{what}, probability up to {probability:.1%}" for what, probability in said.items()][:_SAID_MAX]
+    listed = [
+        f"{said.answer.display}: {said.label.display}, probability up to {said.label.probability:.1%}"
+        for said in findings.statements()
+        if said.positive_frames
+    ]
     content = KeyObjectSelection(
         document_title=codes.DCM.OfInterest,
         referenced_objects=headers,
         observer_device_context=observer(findings),
-        description="\n".join([NOTICE + ".", *listed]),
+        description="\n".join([NOTICE + ".", *listed[:_SAID_MAX]]),
     )
     for item in content[0].ContentSequence:
         if item.ValueType == "IMAGE":
