@@ -36,7 +36,7 @@ def report_bundle(findings: StudyFindings) -> bytes:
     study, device = _imaging_study(findings), _device(findings)
     observations = [
         *(_observation(findings, said) for said in findings.statements()),
-        *(_not_answered(findings, withheld, frames) for withheld, frames in findings.withheld()),
+        *(_not_answered(findings, withheld, images=len(images)) for withheld, images in findings.withheld()),
     ]
     resources = [device, study, *observations, _report(findings, observations)]
     bundle = {
@@ -193,7 +193,7 @@ def _observation(findings: StudyFindings, said: StudyStatement) -> dict[str, Any
     return observation
 
 
-def _not_answered(findings: StudyFindings, withheld: NotAnswered, frames: int) -> dict[str, Any]:
+def _not_answered(findings: StudyFindings, withheld: NotAnswered, *, images: int) -> dict[str, Any]:
     what = withheld.task or "all tasks"
     absent = {"system": "http://terminology.hl7.org/CodeSystem/data-absent-reason", "code": "not-performed"}
     return _common(findings, tracking=(what, None)) | {
@@ -203,7 +203,7 @@ def _not_answered(findings: StudyFindings, withheld: NotAnswered, frames: int) -
             "coding": [absent, {"system": _SYSTEMS[PRIVATE_SCHEME], "code": withheld.code}],
             "text": withheld.reason,
         },
-        "note": [{"text": f"{frames} of {len(findings.images)} images. {NOTICE}"}],
+        "note": [{"text": f"{images} of {len(findings.images)} images. {NOTICE}"}],
     }
 
 

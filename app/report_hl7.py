@@ -103,8 +103,8 @@ def _observations(findings: StudyFindings) -> Iterator[str | tuple[str, str, str
         if said.frames > 1:
             display = f"{said.answer.display}: {said.label.display}"
             yield f"{display}: highest of {said.frames} images, positive in {said.positive_frames}"
-    for withheld, frames in findings.withheld():
-        yield f"Not answered ({withheld.task or 'all tasks'}, {frames} of {len(findings.images)} images): " + (
+    for withheld, images in findings.withheld():
+        yield f"Not answered ({withheld.task or 'all tasks'}, {len(images)} of {len(findings.images)} images): " + (
             withheld.reason
         )
 

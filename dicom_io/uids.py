@@ -166,3 +166,11 @@ IMAGE_SOP_CLASSES: dict[str, str] = {
     "1.2.840.10008.5.1.4.1.1.481.23": "Enhanced RT Image Storage",
     "1.2.840.10008.5.1.4.1.1.481.24": "Enhanced Continuous RT Image Storage",
 }
+
+# What `dicom_io.report` makes.
+REPORT_SOP_CLASSES: dict[str, str] = {
+    "1.2.840.10008.5.1.4.1.1.7": "Secondary Capture Image Storage",
+    "1.2.840.10008.5.1.4.1.1.30": "Parametric Map Storage",
+    "1.2.840.10008.5.1.4.1.1.88.34": "Comprehensive 3D SR Storage",
+    "1.2.840.10008.5.1.4.1.1.88.59": "Key Object Selection Document Storage",
+}

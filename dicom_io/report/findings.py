@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
@@ -195,16 +195,16 @@ class StudyFindings:
                     )
         return list(found.values())
 
-    def withheld(self) -> list[tuple[NotAnswered, int]]:
-        """Every reason for giving no answer once, and for how many frames it holds."""
-        frames: dict[tuple[str | None, str, str], int] = {}
-        first: dict[tuple[str | None, str, str], NotAnswered] = {}
+    def withheld(self) -> list[tuple[NotAnswered, list[ImageFindings]]]:
+        """Every reason for giving no answer once, and the frames that it holds for.
+
+        Of several frames the distance is left out, in which they differ.
+        """
+        found: dict[tuple[str | None, str, str], tuple[NotAnswered, list[ImageFindings]]] = {}
         for image in self.images:
             for one in image.withheld:
-                key = (one.task, one.code, one.reason)
-                first.setdefault(key, one)
-                frames[key] = frames.get(key, 0) + 1
-        return [(one, frames[key]) for key, one in first.items()]
+                found.setdefault((one.task, one.code, one.reason), (one, []))[1].append(image)
+        return [(one if len(images) == 1 else replace(one, ood_score=None), images) for one, images in found.values()]
 
     def finding_of(self, heat_map: HeatMap) -> tuple[ImageFindings, TaskFindings, LabelFinding]:
         """The finding that a heat map explains; raises EvidenceMissing."""

@@ -2,16 +2,19 @@
 
 It is a Comprehensive 3D SR, which IHE AI Results asks every receiver to take. Nothing in it would keep it from being an
 Enhanced SR, but then one study's results would come in another object as soon as a finding has a place in the patient.
+The content is made of highdicom's templates, the document around it on its base class: `highdicom.sr.Comprehensive3DSR`
+copies the content three times, which takes most of the time of a series of 200 images, and copies the source's modules,
+faults included.
 """
 
 from collections.abc import Iterable
 
+from highdicom import SOPClass
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import (
     AlgorithmIdentification,
     CodeContentItem,
     CodedConcept,
-    Comprehensive3DSR,
     ContainerContentItem,
     ContentSequence,
     DeviceObserverIdentifyingAttributes,
@@ -31,6 +34,7 @@ from highdicom.sr import (
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code as PydicomCode
+from pydicom.uid import Comprehensive3DSRStorage, ExplicitVRLittleEndian
 
 from dicom_io.report.document import (
     PRIVATE_SCHEME,
@@ -40,7 +44,6 @@ from dicom_io.report.document import (
     concept,
     label_concept,
     private,
-    reference_header,
 )
 from dicom_io.report.findings import (
     NOTICE,
@@ -68,22 +71,18 @@ _MODALITIES = {code.value: code for code in (getattr(codes.cid29, name) for name
 _CONTAINS = RelationshipTypeValues.CONTAINS
 
 
-class _Report(Comprehensive3DSR):
-    """highdicom's document, with what it says of the patient left to `complete`."""
-
-    def copy_patient_and_study_information(self, dataset: Dataset) -> None:
-        """Nothing: whole modules, broken values included, would be copied, and only of SOP classes it knows."""
-
-
 def measurement_report(findings: StudyFindings) -> Dataset:
-    """The report, complete and unverified; it lists every image that was looked at and every task, answered or not."""
-    made = _Report(
-        evidence=[reference_header(one) for one in findings.evidence],
-        content=_content(findings),
+    """The report, complete and unverified; it lists every image that was looked at and every task, answered or not.
+
+    A label that is normal is no finding and has no group; it shows as a member of the prediction set.
+    """
+    evidence = findings.evidence[0]
+    made = SOPClass(
+        study_instance_uid=evidence.ref.study_instance_uid,
+        sop_class_uid=Comprehensive3DSRStorage,
         instance_number=1,
-        is_complete=True,
-        is_final=False,
-        is_verified=False,
+        modality="SR",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
         series_description="Hilum findings (research use only)",
         coding_schemes=[
             CodingSchemeIdentificationItem(
@@ -93,7 +92,32 @@ def measurement_report(findings: StudyFindings) -> Dataset:
         **base_arguments(findings, "sr", series_number=SERIES_NUMBER),
     )
     complete(made, findings)
+    # SR Document Series and General (PS3.3 C.17.1, C.17.2).
+    made.CompletionFlag, made.VerificationFlag, made.PreliminaryFlag = "COMPLETE", "UNVERIFIED", "PRELIMINARY"
+    made.PerformedProcedureCodeSequence = []
+    made.ReferencedPerformedProcedureStepSequence = []
+    made.CurrentRequestedProcedureEvidenceSequence = [_evidence_item(findings)]
+    made.update(_content(findings)[0])
     return made
+
+
+def _evidence_item(findings: StudyFindings) -> Dataset:
+    """Every image of the study that was looked at, by series (PS3.3 C.17.2.3)."""
+    study = Dataset()
+    study.StudyInstanceUID = findings.evidence[0].ref.study_instance_uid
+    series: dict[str, list[Dataset]] = {}
+    for one in findings.by_uid.values():
+        instance = Dataset()
+        instance.ReferencedSOPClassUID = one.ref.sop_class_uid
+        instance.ReferencedSOPInstanceUID = one.ref.sop_instance_uid
+        series.setdefault(one.ref.series_instance_uid, []).append(instance)
+    study.ReferencedSeriesSequence = []
+    for uid, instances in series.items():
+        item = Dataset()
+        item.SeriesInstanceUID = uid
+        item.ReferencedSOPSequence = instances
+        study.ReferencedSeriesSequence.append(item)
+    return study
 
 
 def _content(findings: StudyFindings) -> MeasurementReport:
@@ -104,16 +128,14 @@ def _content(findings: StudyFindings) -> MeasurementReport:
         observation_context=ObservationContext(observer_device_context=observer(findings)),
         procedure_reported=_procedures(findings.evidence[0]),
         imaging_measurements=[
-            group
-            for image in findings.images
-            for group in (
-                *(
-                    _finding_group(findings, image, answer, label)
-                    for answer in image.answered
-                    for label in answer.labels
-                ),
-                *(_withheld_group(findings, image, withheld) for withheld in image.withheld),
-            )
+            *(
+                _finding_group(findings, image, answer, label)
+                for image in findings.images
+                for answer in image.answered
+                for label in answer.labels
+                if not label.normal
+            ),
+            *(_withheld_group(findings, withheld, images) for withheld, images in findings.withheld()),
         ],
         title=codes.cid7021.ImagingMeasurementReport,
     )
@@ -180,12 +202,11 @@ def _finding_group(
     findings: StudyFindings, image: ImageFindings, answer: TaskFindings, label: LabelFinding
 ) -> MeasurementsAndQualitativeEvaluations:
     """One label of one task in one frame (TID 1501)."""
-    if label.normal:
-        decision = private("normal", "Normal label: never counts as a positive finding")
-    elif label.positive:
-        decision = private("positive", "Positive: at or above the operating point")
-    else:
-        decision = private("negative", "Below the operating point")
+    decision = (
+        private("positive", "Positive: at or above the operating point")
+        if label.positive
+        else private("negative", "Below the operating point")
+    )
     parameters = _parameters(findings.device, answer.task)
     if answer.coverage is not None:
         parameters.append(f"prediction sets hold the true label in {answer.coverage:.0%} of cases")
@@ -206,9 +227,13 @@ def _finding_group(
         ],
         qualitative_evaluations=[
             QualitativeEvaluation(name=private("decision", "Decision"), value=decision),
-            QualitativeEvaluation(
-                name=private("in-set", "Member of the conformal prediction set"),
-                value=codes.cid230.Yes if label.in_prediction_set else codes.cid230.No,
+            *(
+                QualitativeEvaluation(
+                    name=private("set-member", "Member of the conformal prediction set"),
+                    value=label_concept(answer.task, member),
+                )
+                for member in answer.labels
+                if member.in_prediction_set
             ),
         ],
         source_images=[_source(findings, image)],
@@ -216,9 +241,9 @@ def _finding_group(
 
 
 def _withheld_group(
-    findings: StudyFindings, image: ImageFindings, withheld: NotAnswered
+    findings: StudyFindings, withheld: NotAnswered, images: Iterable[ImageFindings]
 ) -> MeasurementsAndQualitativeEvaluations:
-    """A task that was not answered, or the whole frame, with the reason in words."""
+    """A task that was not answered, or all of them, with the reason in words and the frames that it holds for."""
     what = withheld.task or "all tasks"
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
@@ -231,7 +256,7 @@ def _withheld_group(
                 name=private("decision", "Decision"), value=private(withheld.code, "No answer is given")
             )
         ],
-        source_images=[_source(findings, image)],
+        source_images=[_source(findings, image) for image in images],
     )
     reason = TextContentItem(
         name=private("reason", "Reason for giving no answer"), value=withheld.reason, relationship_type=_CONTAINS

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom import Dataset, dcmread
+from pydicom.uid import UID
 
 from dicom_io.errors import EvidenceMissing, HeatMapUnfit, HeatMapUnplaced
 from dicom_io.read import Sandbox, frames, read_instance
@@ -16,6 +17,7 @@ from dicom_io.report import (
     StudyFindings,
     can_be_mapped,
     key_object_note,
+    measurement_report,
     parametric_maps,
     part10_bytes,
     secondary_capture,
@@ -23,6 +25,7 @@ from dicom_io.report import (
 from dicom_io.report.capture import picture
 from dicom_io.report.parametric_map import on_frame
 from dicom_io.types import Evidence
+from dicom_io.uids import REPORT_SOP_CLASSES
 from tests.dicom_io.conftest import packaged
 from tests.dicom_io.reports import (
     DEVICE,
@@ -272,3 +275,11 @@ def test_the_note_points_at_positive_frames_only(sandbox: Sandbox, tmp_path: Pat
     assert reference.referenced_frame_numbers == [4, 9]
     texts = [item.TextValue for item in note.ContentSequence if item.ValueType == "TEXT"]
     assert any(NOTICE in text and "COVID-19 pattern" in text for text in texts)
+
+
+def test_what_is_made_is_what_the_table_says(ct: Evidence) -> None:
+    findings = study_findings(ct)
+    capture = secondary_capture(findings, heat_map(ct), blank_frame(ct))
+    made = [measurement_report(findings), key_object_note(findings), only_map(findings, ct), capture]
+    assert {one.SOPClassUID for one in made} == set(REPORT_SOP_CLASSES)
+    assert all(UID(uid).name == name for uid, name in REPORT_SOP_CLASSES.items())
