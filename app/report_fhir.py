@@ -17,7 +17,7 @@ from dicom_io.types import Evidence
 
 _DICOM_UID = "urn:dicom:uid"
 _UCUM = "http://unitsofmeasure.org"
-# The systems that HL7 gives to DICOM's scheme designators (PS3.16 8); others are named as urn:oid or by designator.
+# The systems that HL7 gives to DICOM's scheme designators (PS3.16 8).
 _SYSTEMS = {
     "DCM": "http://dicom.nema.org/resources/ontology/DCM",
     "LN": "http://loinc.org",

@@ -21,7 +21,7 @@ def oru_r01(findings: StudyFindings, *, sending_facility: str, receiving_applica
     """The message in UTF-8, segments ended by carriage returns.
 
     It states the highest probability of each label over the study's frames, and every reason for giving no answer. The
-    same work item gives the same bytes, control id included.
+    same work item gives the same bytes, control id included. Lengths are not held to: a patient id is not cut.
     """
     message = Message("ORU_R01", version=VERSION, validation_level=VALIDATION_LEVEL.TOLERANT)
     at = local_time(findings).strftime("%Y%m%d%H%M%S%z")
@@ -104,9 +104,8 @@ def _observations(findings: StudyFindings) -> Iterator[str | tuple[str, str, str
             display = f"{said.answer.display}: {said.label.display}"
             yield f"{display}: highest of {said.frames} images, positive in {said.positive_frames}"
     for withheld, images in findings.withheld():
-        yield f"Not answered ({withheld.task or 'all tasks'}, {len(images)} of {len(findings.images)} images): " + (
-            withheld.reason
-        )
+        what = withheld.task or "all tasks"
+        yield f"Not answered ({what}, {len(images)} of {len(findings.images)} images): {withheld.reason}"
 
 
 def _write_observation(segment: Any, observation: str | tuple[str, str, str, str] | StudyStatement) -> None:
@@ -127,8 +126,7 @@ def _write_observation(segment: Any, observation: str | tuple[str, str, str, str
             segment.obx_4 = _line(answer.task)[:20]
             segment.obx_5 = repr(label.probability)
             segment.obx_6.ce_1, segment.obx_6.ce_2, segment.obx_6.ce_3 = "{0:1}", "probability", "UCUM"
-            if not label.normal:
-                segment.obx_7 = f"<{label.threshold!r}"
+            segment.obx_7 = f"<{label.threshold!r}"
             if label.positive:
                 segment.obx_8 = "A"
 

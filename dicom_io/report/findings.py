@@ -178,11 +178,11 @@ class StudyFindings:
                 yield from ((image, answer, label) for label in answer.labels if label.positive)
 
     def statements(self) -> list[StudyStatement]:
-        """One statement for each task and label, for receivers that know no images."""
+        """One statement for each task and label that is not normal, for receivers that know no images."""
         found: dict[tuple[str, str], StudyStatement] = {}
         for image in self.images:
             for answer in image.answered:
-                for label in answer.labels:
+                for label in (one for one in answer.labels if not one.normal):
                     key = (answer.task, label.label)
                     before = found.get(key)
                     best = before if before and before.label.probability >= label.probability else None

@@ -95,7 +95,7 @@ def test_a_bundle_states_notice_findings_and_reasons(ct: Evidence) -> None:
     assert "COVID-19 pattern, probability up to 97.1%" in report["conclusion"]
     assert REASON in report["conclusion"]
     assert report["status"] == "preliminary"
-    _, covid, withheld = resources(findings, "Observation")
+    covid, withheld = resources(findings, "Observation")
     assert covid["code"]["coding"][0]["system"] == "http://snomed.info/sct"
     assert covid["valueQuantity"]["value"] == PROBABILITY
     assert covid["component"][0]["valueQuantity"]["value"] == THRESHOLD
