@@ -32,6 +32,9 @@ TAP_COLUMNS = {
 }
 
 
+SMALLEST_DEVIATION = 0.01  # of features of about unit size; less would be rounding, and a head would magnify it
+
+
 @dataclass(frozen=True)
 class Heads:
     """Linear heads on the embedding, all tasks side by side in the curriculum's order."""
@@ -78,7 +81,7 @@ def fit_heads(
     them. Chosen by log loss once a temperature is fitted, since one will be: how sure a head is can be mended, its
     order not. `train` and `val` are (embeddings, targets); a target of MASKED leaves an image out of that task.
     """
-    centre, scale = train[0].mean(axis=0), train[0].std(axis=0) + 1e-6
+    centre, scale = train[0].mean(axis=0), np.maximum(train[0].std(axis=0), SMALLEST_DEVIATION)
     weights, biases = [], []
     names = ["route", *(t.name for t in curriculum.tasks)]
     classes = [len(curriculum.routes), *(len(t.labels) for t in curriculum.tasks)]
