@@ -21,6 +21,11 @@
     ├── ZipRefused                      dicom.zip-refused
     │   └── ZipMemberRefused            dicom.zip-member-refused
     ├── ReferenceRefused                dicom.reference-refused
+    ├── NotReported                     dicom.not-reported
+    │   ├── NothingToReport             dicom.nothing-to-report
+    │   ├── EvidenceMixed               dicom.evidence-mixed
+    │   ├── EvidenceMissing             dicom.evidence-missing
+    │   └── HeatMapUnfit                dicom.heat-map-unfit
     └── SandboxError                    dicom.sandbox
         ├── SandboxCrashed              dicom.sandbox-crashed
         ├── SandboxTimedOut             dicom.sandbox-timed-out
@@ -156,6 +161,36 @@ class ReferenceRefused(DicomError):
     """A DICOMDIR names a file outside its own folder, or one that is not there."""
 
     code = "dicom.reference-refused"
+
+
+class NotReported(DicomError):
+    """No report can be made of these findings and images."""
+
+    code = "dicom.not-reported"
+
+
+class NothingToReport(NotReported):
+    """There is neither an answer nor a reason for giving none, or no positive finding to point at."""
+
+    code = "dicom.nothing-to-report"
+
+
+class EvidenceMixed(NotReported):
+    """The images are of more than one study or patient."""
+
+    code = "dicom.evidence-mixed"
+
+
+class EvidenceMissing(NotReported):
+    """A finding or a heat map speaks of something that is not among the images or findings given."""
+
+    code = "dicom.evidence-missing"
+
+
+class HeatMapUnfit(NotReported):
+    """A heat map does not fit the frame that it is to be laid over."""
+
+    code = "dicom.heat-map-unfit"
 
 
 class SandboxError(DicomError):

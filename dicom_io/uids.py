@@ -4,9 +4,14 @@ Names are those of PS3.6 Annex A.
 """
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Literal
 
 Decoder = Literal["native", "libjpeg", "openjpeg", "rle", "zlib"]
+
+# Who wrote a file or opened an association (PS3.7 D.3.3.2). A UUID under 2.25 (PS3.5 B.2), fixed for ever.
+IMPLEMENTATION_CLASS_UID = "2.25.316882872284712549086832473038430985408"
+IMPLEMENTATION_VERSION_NAME = "HILUM_" + version("hilum").replace(".", "_")[:10]  # SH: 16 characters
 
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 

@@ -144,6 +144,10 @@ WORDINGS: dict[str, Wording] = {
     ),
     "dicom.zip-member-refused": Wording(422, "A file in the zip is not safe to unpack and was left out."),
     "dicom.reference-refused": Wording(422, "The DICOMDIR points to a file that is not in its own folder."),
+    "dicom.nothing-to-report": Wording(422, "There is no finding of this study that could be reported."),
+    "dicom.evidence-mixed": Wording(422, "The images are of more than one study, and each has its own report."),
+    "dicom.evidence-missing": Wording(422, "A finding speaks of an image that is not at hand, so it is not reported."),
+    "dicom.heat-map-unfit": Wording(422, "A heat map does not fit its image, so it is not written."),
     "dicom.sandbox-crashed": Wording(
         422, "Reading this file failed badly, in a process set apart for that. Export it again."
     ),
