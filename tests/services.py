@@ -30,6 +30,11 @@ def require(binary: str) -> Path:
     pytest.skip(message)
 
 
+def dcmtk(name: str) -> Path:
+    """A program of dcmtk: pynetdicom brings some of the same names, which an environment puts before them."""
+    return next(path for path in (Path("/usr/bin") / name, require(name)) if path.is_file())
+
+
 def free_port() -> int:
     """A loopback port that nobody listens on now."""
     with socket.socket() as probe:
