@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import exists, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import worklist
+from app import publish, worklist
 from app.db.tables import PredictionRow, Series, StoredInstance
 from app.db.work import WorkItem
 from app.diagnose import diagnose
@@ -36,9 +36,10 @@ class Done:
     scheduled: int = 0
     diagnosed: int = 0
     answered: int = 0
+    sent: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.scheduled or self.diagnosed or self.answered)
+        return bool(self.scheduled or self.diagnosed or self.answered or self.sent)
 
 
 def run(services: Services, stop: threading.Event) -> None:
@@ -54,20 +55,15 @@ def run(services: Services, stop: threading.Event) -> None:
 
 
 def once(services: Services, *, holder: str, stop: threading.Event | None = None) -> Done:
-    """One pass: schedule what is complete, diagnose one study, answer what is due."""
+    """One pass: schedule what is complete, diagnose one study, send results and answer what is due."""
     pacs = services.settings.pacs
     scheduled = worklist.schedule(services.sessions, quiet_seconds=pacs.quiet_seconds, now=services.now)
     item = worklist.claim(services.sessions, actor=SYSTEM, holder=holder, lease_seconds=LEASE_SECONDS, now=services.now)
     if item is not None:
         _diagnose(services, item, stop=stop or threading.Event())
-    answered = commitment.answer(
-        ae_title=pacs.ae_title,
-        peers=pacs.peers,
-        sessions=services.sessions,
-        spool=services.spool,
-        now=services.now,
-    )
-    return Done(len(scheduled), int(item is not None), answered)
+    answered = commitment.answer(pacs=pacs, sessions=services.sessions, spool=services.spool, now=services.now)
+    sent = publish.send(pacs=pacs, sessions=services.sessions, spool=services.spool, now=services.now)
+    return Done(len(scheduled), int(item is not None), answered, sent)
 
 
 def _diagnose(services: Services, item: WorkItem, *, stop: threading.Event) -> None:
@@ -78,6 +74,7 @@ def _diagnose(services: Services, item: WorkItem, *, stop: threading.Event) -> N
         raise  # nothing can be written now; the lease runs out, and the next holder goes on where this one was
     except (HilumError, DicomError, VisionModelError) as error:
         if item.attempts < ATTEMPTS_MOST:
+            logger.warning("work item %s is put back: %s", item.uid, error.code)
             worklist.release(
                 services.sessions, item, code=error.code, message=str(error), actor=SYSTEM, now=services.now
             )
@@ -106,8 +103,17 @@ def _predict(services: Services, item: WorkItem, *, stop: threading.Event) -> No
             not stop.is_set() and worklist.renew(services.sessions, item, lease_seconds=LEASE_SECONDS, now=services.now)
         ):
             return  # stopping, or another has taken over: what is recorded stays, and the rest is done by the next
+    made = publish.objects(
+        item,
+        pacs=services.settings.pacs,
+        sessions=services.sessions,
+        spool=services.spool,
+        sandbox=services.sandbox,
+        model=services.model,
+    )
     with services.sessions.begin() as session:
-        worklist.complete(session, item, actor=SYSTEM, now=services.now)
+        if worklist.complete(session, item, actor=SYSTEM, now=services.now):
+            publish.enqueue(session, item, made, pacs=services.settings.pacs, at=services.now())
 
 
 def _undiagnosed(services: Services, item: WorkItem) -> list[Received]:

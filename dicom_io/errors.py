@@ -25,7 +25,8 @@
     │   ├── NothingToReport             dicom.nothing-to-report
     │   ├── EvidenceMixed               dicom.evidence-mixed
     │   ├── EvidenceMissing             dicom.evidence-missing
-    │   └── HeatMapUnfit                dicom.heat-map-unfit
+    │   ├── HeatMapUnfit                dicom.heat-map-unfit
+    │   └── HeatMapUnplaced             dicom.heat-map-unplaced
     ├── PeerError                       dicom.peer
     │   ├── PeerUnreachable             dicom.peer-unreachable
     │   └── PeerRefused                 dicom.peer-refused
@@ -219,6 +220,12 @@ class PeerRefused(PeerError):
     def __init__(self, operation: str, status: int) -> None:
         super().__init__(f"{operation} was refused (status 0x{status:04X})")
         self.status = status
+
+
+class HeatMapUnplaced(NotReported):
+    """The image does not say how it lies in the patient, which a parametric map must."""
+
+    code = "dicom.heat-map-unplaced"
 
 
 class SandboxError(DicomError):

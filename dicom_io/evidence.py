@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from pydicom.dataset import Dataset
 
-from dicom_io.attributes import day, group_item, holder, items, numbers, text
+from dicom_io.attributes import day, group_item, holder, items, numbers, raw, text
 from dicom_io.errors import BadAttribute
 from dicom_io.header import instance
 from dicom_io.part10 import Part10
@@ -38,11 +38,10 @@ def evidence(part10: Part10) -> Evidence:
         body_part=found.body_part,
         anatomic_region=_code(_anatomy(dataset), "AnatomicRegionSequence"),
         procedures=_codes(dataset, "ProcedureCodeSequence"),
+        burned_in=_matching("YES|NO")(dataset, "BurnedInAnnotation"),
         lossy=lossy,
         lossy_ratios=_numbers(dataset, "LossyImageCompressionRatio") if lossy else (),
-        lossy_methods=tuple(filter(None, [_matching(r"[A-Z0-9_ ]{1,16}")(dataset, "LossyImageCompressionMethod")]))
-        if lossy
-        else (),
+        lossy_methods=_lossy_methods(dataset) if lossy else (),
         timezone_offset=_matching(r"[+-][01][0-9][0-5][0-9]")(dataset, "TimezoneOffsetFromUTC"),
     )
 
@@ -154,11 +153,22 @@ def _laterality(dataset: Dataset) -> str | None:
     )
 
 
+def _texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:
+    """All values of a code string, of which `text` would take the first."""
+    try:
+        value = raw(dataset, keyword)
+    except BadAttribute:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(str(one) for one in value or ())
+
+
+def _lossy_methods(dataset: Dataset) -> tuple[str, ...]:
+    found = _texts(dataset, "LossyImageCompressionMethod")
+    return found if all(re.fullmatch(r"[A-Z0-9_ ]{1,16}", one) for one in found) else ()
+
+
 def _patient_orientation(dataset: Dataset) -> tuple[str, str] | None:
-    value = dataset.get("PatientOrientation")
-    if isinstance(value, str) or value is None:
-        return None
-    found = [str(one) for one in value]
+    found = _texts(dataset, "PatientOrientation")
     if len(found) != 2 or not all(re.fullmatch("[APRLHF]{1,3}", one) for one in found):
         return None
     return found[0], found[1]

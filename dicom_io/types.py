@@ -182,6 +182,7 @@ class Evidence:
     body_part: str | None
     anatomic_region: Code | None
     procedures: tuple[Code, ...]
+    burned_in: str | None  # YES or NO, as (0028,0301) states
     lossy: bool
     lossy_ratios: tuple[float, ...]
     lossy_methods: tuple[str, ...]

@@ -218,6 +218,7 @@ def evidence_from(header: Message) -> Evidence:
             body_part=_text_or_none(fields["body_part"]),
             anatomic_region=None if region is None else _code(region),
             procedures=tuple(_code(code) for code in fields["procedures"]),
+            burned_in=_text_or_none(fields["burned_in"]),
             lossy=_truth(fields["lossy"]),
             lossy_ratios=_floats(fields["lossy_ratios"]),
             lossy_methods=_texts(fields["lossy_methods"]),

@@ -61,13 +61,13 @@ class Publication(Base):
     """One result on its way to one destination: the outbox."""
 
     __tablename__ = "publication"
-    __table_args__ = (UniqueConstraint("work_item_id", "destination", "kind"), Index(None, "state", "next_attempt_at"))
+    __table_args__ = (UniqueConstraint("destination", "sop_instance_uid"), Index(None, "state", "next_attempt_at"))
 
     id: Mapped[int] = mapped_column(primary_key=True)  # the order in which a destination is sent to
     work_item_id: Mapped[int] = mapped_column(ForeignKey("work_item.id"))
     destination: Mapped[str]  # name of a peer in the settings
     kind: Mapped[str]
-    sop_instance_uid: Mapped[str]
+    sop_instance_uid: Mapped[str]  # follows from the work item, so that nothing is sent twice under two names
     sha256: Mapped[str]  # where the spool keeps it
     state: Mapped[PublicationState] = mapped_column(Words, default="PENDING")
     attempts: Mapped[int] = mapped_column(default=0)

@@ -1,18 +1,19 @@
 """Storage commitment: a sender asks whether its instances are safe here, and is told, maybe much later (PS3.4 J)."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
 
-from app.config import Peer
+from app.config import Pacs
 from app.db import audit
 from app.db.session import Sessions
 from app.db.tables import StoredInstance
 from app.db.work import Commitment
 from app.errors import NotInSpool
 from app.identity import Actor
+from app.peers import remote
 from app.spool import Spool
 from dicom_io.commitment import Committed, report
 from dicom_io.errors import DicomError
@@ -48,8 +49,7 @@ def ask(request: CommitmentRequest, *, sessions: Sessions, now: Callable[[], dat
 
 def answer(
     *,
-    ae_title: str,
-    peers: Mapping[str, Peer],
+    pacs: Pacs,
     sessions: Sessions,
     spool: Spool,
     now: Callable[[], datetime],
@@ -66,17 +66,11 @@ def answer(
         ).all()
     done = 0
     for question in due:
-        peer = next((p for p in peers.values() if p.ae_title == question.ae_title), None)
+        peer = next((p for p in pacs.peers.values() if p.ae_title == question.ae_title), None)
         error: str | None = "pacs.no-such-peer"
         if peer is not None:
             try:
-                report(
-                    _committed(question, sessions=sessions, spool=spool),
-                    ae_title=ae_title,
-                    peer_ae_title=peer.ae_title,
-                    host=peer.host,
-                    port=peer.port,
-                )
+                report(_committed(question, sessions=sessions, spool=spool), remote=remote(peer, pacs))
                 error = None
             except DicomError as failure:
                 error = failure.code

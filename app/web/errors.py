@@ -153,6 +153,9 @@ WORDINGS: dict[str, Wording] = {
     "dicom.evidence-mixed": Wording(422, "The images are of more than one study, and each has its own report."),
     "dicom.evidence-missing": Wording(422, "A finding speaks of an image that is not at hand, so it is not reported."),
     "dicom.heat-map-unfit": Wording(422, "A heat map does not fit its image, so it is not written."),
+    "dicom.heat-map-unplaced": Wording(
+        422, "The image does not say how it lies in the patient, so its heat map is written as a picture only."
+    ),
     "dicom.sandbox-crashed": Wording(
         422, "Reading this file failed badly, in a process set apart for that. Export it again."
     ),

@@ -5,14 +5,15 @@ from typing import Any
 
 from highdicom.sr import CodedConcept
 from pydicom import config as pydicom_config
-from pydicom.datadict import dictionary_VR, tag_for_keyword
-from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code as PydicomCode
 
 from dicom_io.report.findings import LabelFinding, StudyFindings
 from dicom_io.types import IDENTITY, Code, Evidence
+
+# As for reading: what pydicom warns of it quotes, patients' names included, and a sender's fault is not ours to mend.
+pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
 
 PRIVATE_SCHEME = "99HILUM"
 UNIT_PROBABILITY = PydicomCode("{0:1}", "UCUM", "range: 0:1")
@@ -63,8 +64,8 @@ def base_arguments(findings: StudyFindings, kind: str, *parts: str, series_numbe
 def reference_header(evidence: Evidence) -> Dataset:
     """What highdicom asks of a source: its UIDs, and empty Type 2 attributes that `complete` fills in.
 
-    highdicom would check and log values that are the sender's, patient names among them, and copies whole modules,
-    faults included; so it is not given them.
+    highdicom would log values that are the sender's, patients' names among them, and copies whole modules, faults
+    included; so it is not given them.
     """
     header = Dataset()
     header.SOPClassUID = evidence.ref.sop_class_uid
@@ -85,22 +86,17 @@ def complete(made: Dataset, findings: StudyFindings) -> None:
     for keyword in IDENTITY:
         value = source.identity.get(keyword)
         if value is not None or keyword in _TYPE_2:
-            put(made, keyword, value)
+            setattr(made, keyword, value)
     at = local_time(findings)
     for keyword in ("InstanceCreation", "Series", "Content"):
         if keyword == "Content" and "ContentDate" not in made:
             continue
         setattr(made, f"{keyword}Date", at.strftime("%Y%m%d"))
         setattr(made, f"{keyword}Time", at.strftime("%H%M%S"))
+    for equipment in made.get("ContributingEquipmentSequence", []):  # highdicom names itself
+        equipment.ContributionDateTime = at.strftime("%Y%m%d%H%M%S")
     if source.timezone_offset is not None:
         made.TimezoneOffsetFromUTC = source.timezone_offset
-
-
-def put(made: Dataset, keyword: str, value: str | None) -> None:
-    """Set a value of the sender's as it is: pydicom's check would quote it in a warning."""
-    tag = tag_for_keyword(keyword)
-    assert tag is not None
-    made[tag] = DataElement(tag, dictionary_VR(tag), value, validation_mode=pydicom_config.IGNORE)
 
 
 def local_time(findings: StudyFindings) -> datetime:

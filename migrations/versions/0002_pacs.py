@@ -62,7 +62,7 @@ def upgrade() -> None:
         sa.Column("error_message", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_publication"),
         sa.ForeignKeyConstraint(["work_item_id"], ["work_item.id"], name="fk_publication_work_item_id_work_item"),
-        sa.UniqueConstraint("work_item_id", "destination", "kind", name="uq_publication_work_item_id_destination_kind"),
+        sa.UniqueConstraint("destination", "sop_instance_uid", name="uq_publication_destination_sop_instance_uid"),
     )
     op.create_index("ix_publication_state_next_attempt_at", "publication", ["state", "next_attempt_at"])
     op.create_table(
