@@ -21,6 +21,15 @@
     ├── ZipRefused                      dicom.zip-refused
     │   └── ZipMemberRefused            dicom.zip-member-refused
     ├── ReferenceRefused                dicom.reference-refused
+    ├── NotReported                     dicom.not-reported
+    │   ├── NothingToReport             dicom.nothing-to-report
+    │   ├── EvidenceMixed               dicom.evidence-mixed
+    │   ├── EvidenceMissing             dicom.evidence-missing
+    │   ├── HeatMapUnfit                dicom.heat-map-unfit
+    │   └── HeatMapUnplaced             dicom.heat-map-unplaced
+    ├── PeerError                       dicom.peer
+    │   ├── PeerUnreachable             dicom.peer-unreachable
+    │   └── PeerRefused                 dicom.peer-refused
     └── SandboxError                    dicom.sandbox
         ├── SandboxCrashed              dicom.sandbox-crashed
         ├── SandboxTimedOut             dicom.sandbox-timed-out
@@ -156,6 +165,67 @@ class ReferenceRefused(DicomError):
     """A DICOMDIR names a file outside its own folder, or one that is not there."""
 
     code = "dicom.reference-refused"
+
+
+class NotReported(DicomError):
+    """No report can be made of these findings and images."""
+
+    code = "dicom.not-reported"
+
+
+class NothingToReport(NotReported):
+    """There is neither an answer nor a reason for giving none, or no positive finding to point at."""
+
+    code = "dicom.nothing-to-report"
+
+
+class EvidenceMixed(NotReported):
+    """The images are of more than one study or patient."""
+
+    code = "dicom.evidence-mixed"
+
+
+class EvidenceMissing(NotReported):
+    """A finding or a heat map speaks of something that is not among the images or findings given."""
+
+    code = "dicom.evidence-missing"
+
+
+class HeatMapUnfit(NotReported):
+    """A heat map does not fit the frame that it is to be laid over."""
+
+    code = "dicom.heat-map-unfit"
+
+
+class PeerError(DicomError):
+    """Another application on the network did not do what was asked."""
+
+    code = "dicom.peer"
+
+
+class PeerUnreachable(PeerError):
+    """No connection, no association, or no answer. Trying again later may help."""
+
+    code = "dicom.peer-unreachable"
+
+    def __init__(self, ae_title: str) -> None:
+        super().__init__(f"{ae_title} cannot be reached, or takes no association from us; check address and AE titles")
+
+
+class PeerRefused(PeerError):
+    """The other application answered, and said no. Trying again will not help."""
+
+    code = "dicom.peer-refused"
+
+    def __init__(self, operation: str, status: int) -> None:
+        super().__init__(f"{operation} was refused (status 0x{status:04X})")
+        self.status = status
+
+
+class HeatMapUnplaced(NotReported):
+    """The image does not say how it lies in the patient, which a parametric map must."""
+
+    code = "dicom.heat-map-unplaced"
 
 
 class SandboxError(DicomError):

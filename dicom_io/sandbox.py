@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from dicom_io import wire
 from dicom_io.errors import SandboxCrashed, SandboxError, SandboxTimedOut, SandboxUnavailable
 from dicom_io.limits import Limits
-from dicom_io.types import Frame, Instance
+from dicom_io.types import Evidence, Frame, Instance
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +183,11 @@ class Sandbox:
         """Decode one frame (1-based); raises DicomError."""
         header, arrays = self._ask({"ask": "frame", "number": number}, instance.path)
         return wire.frame_from(header, arrays, ref=instance.ref, number=number)
+
+    def evidence(self, path: Path) -> Evidence:
+        """Read what a report must know of one file's image; raises DicomError."""
+        header, _ = self._ask({"ask": "evidence"}, path)
+        return wire.evidence_from(header)
 
     def references(self, dicomdir: Path) -> list[list[str]]:
         """The files that a DICOMDIR names, as components, not yet checked; raises DicomError."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dicom_io import wire
 from dicom_io.dicomdir import references
 from dicom_io.errors import DicomError, Malformed, NestingTooDeep, SandboxOutOfMemory
+from dicom_io.evidence import evidence
 from dicom_io.header import instance, number_of_frames
 from dicom_io.layout import layout
 from dicom_io.limits import Limits
@@ -60,6 +61,8 @@ def _answer(request: wire.Message, opened: _OpenFile, limits: Limits) -> _Answer
         return wire.instance_message(found), ()
     if request["ask"] == "frame":
         return wire.frame_message(frame(part10, request["number"], limits=limits))
+    if request["ask"] == "evidence":
+        return wire.evidence_message(evidence(part10)), ()
     return {"references": references(part10, limits=limits)}, ()
 
 

@@ -1,5 +1,6 @@
 """The values that reading a DICOM file yields: Study -> Series -> Instance -> Frame."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -122,3 +123,67 @@ class Study:
     description: str | None
     accession_number: str | None
     series: tuple[Series, ...]
+
+
+# What a report repeats of patient and study (PS3.3 C.7.1.1, C.7.2).
+IDENTITY = (
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "PatientAge",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "StudyDescription",
+)
+EVIDENCE_FRAMES_MAX = 100_000  # planes that one header may state
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A coded concept (PS3.3 8)."""
+
+    scheme: str
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Where one frame lies in the patient (PS3.3 C.7.6.2)."""
+
+    position_mm: tuple[float, float, float]
+    orientation: tuple[float, float, float, float, float, float]
+    spacing_mm: tuple[float, float]  # (row, column)
+    thickness_mm: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a report must know of an image instance: whose it is, how it is named, where its planes lie."""
+
+    ref: InstanceRef
+    identity: Mapping[str, str] = field(repr=False)  # keyword -> value, of patient and study; absent where not stated
+    modality: str | None
+    rows: int | None
+    columns: int | None
+    number_of_frames: int
+    frame_of_reference_uid: str | None
+    planes: tuple[Plane | None, ...] = field(repr=False)  # one a frame; None where the header does not place it
+    spacing_mm: tuple[float, float] | None  # (row, column) in the patient: Pixel Spacing, never that at the detector
+    laterality: str | None  # R, L or B
+    patient_orientation: tuple[str, str] | None
+    body_part: str | None
+    anatomic_region: Code | None
+    procedures: tuple[Code, ...]
+    burned_in: str | None  # YES or NO, as (0028,0301) states
+    lossy: bool
+    lossy_ratios: tuple[float, ...]
+    lossy_methods: tuple[str, ...]
+    timezone_offset: str | None  # (0008,0201), such as +0100

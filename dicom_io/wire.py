@@ -11,19 +11,33 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.errors import DicomError, SandboxAnswerRefused, tree
-from dicom_io.types import Frame, Instance, InstanceRef, Patient, VoiFunction, VoiLut, Window
+from dicom_io.types import (
+    EVIDENCE_FRAMES_MAX,
+    IDENTITY,
+    Code,
+    Evidence,
+    Frame,
+    Instance,
+    InstanceRef,
+    Patient,
+    Plane,
+    VoiFunction,
+    VoiLut,
+    Window,
+)
 
 PREFIX = struct.Struct("<4sIQ")  # magic, bytes of the JSON header, bytes of arrays
 MAGIC = b"HLM1"
 HEADER_BYTES_MAX = 32 << 20
 
 Message = dict[str, Any]
+_T = TypeVar("_T")
 
 
 def pack(header: Message, arrays: Sequence[NDArray[np.float32]] = ()) -> list[bytes | memoryview]:
@@ -174,12 +188,68 @@ def frame_from(header: Message, arrays: list[NDArray[np.float32]], *, ref: Insta
         raise SandboxAnswerRefused("the decoding process answered with something that is no frame") from exc
 
 
+def evidence_message(evidence: Evidence) -> Message:
+    """An `Evidence` on its way to the parent; JSON turns its tuples into lists."""
+    return {"evidence": asdict(evidence)}
+
+
+def evidence_from(header: Message) -> Evidence:
+    """The `Evidence` of an answer, every field checked; raises SandboxAnswerRefused."""
+    try:
+        fields = header["evidence"]
+        identity = {keyword: _text(value) for keyword, value in fields["identity"].items()}
+        if not identity.keys() <= set(IDENTITY) or len(fields["planes"]) > EVIDENCE_FRAMES_MAX:
+            raise ValueError("identity or planes")
+        frame_of_reference, orientation = fields["frame_of_reference_uid"], fields["patient_orientation"]
+        spacing = _floats_or_none(fields["spacing_mm"])
+        region = fields["anatomic_region"]
+        return Evidence(
+            ref=_ref(fields["ref"]),
+            identity=identity,
+            modality=_text_or_none(fields["modality"]),
+            rows=_whole_or_none(fields["rows"]),
+            columns=_whole_or_none(fields["columns"]),
+            number_of_frames=_whole(fields["number_of_frames"]),
+            frame_of_reference_uid=None if frame_of_reference is None else _uid(frame_of_reference),
+            planes=tuple(None if plane is None else _plane(plane) for plane in fields["planes"]),
+            spacing_mm=None if spacing is None else _pair(spacing),
+            laterality=_text_or_none(fields["laterality"]),
+            patient_orientation=None if orientation is None else _pair(_texts(orientation)),
+            body_part=_text_or_none(fields["body_part"]),
+            anatomic_region=None if region is None else _code(region),
+            procedures=tuple(_code(code) for code in fields["procedures"]),
+            burned_in=_text_or_none(fields["burned_in"]),
+            lossy=_truth(fields["lossy"]),
+            lossy_ratios=_floats(fields["lossy_ratios"]),
+            lossy_methods=_texts(fields["lossy_methods"]),
+            timezone_offset=_text_or_none(fields["timezone_offset"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise SandboxAnswerRefused("the decoding process answered with something that is no evidence") from exc
+
+
 def references_from(header: Message) -> list[list[str]]:
     """The file references of a DICOMDIR, each a list of name components; raises SandboxAnswerRefused."""
     try:
         return [list(_texts(reference)) for reference in header["references"]]
     except (KeyError, TypeError, ValueError) as exc:
         raise SandboxAnswerRefused("the decoding process answered with something that is no list of files") from exc
+
+
+def _plane(fields: Message) -> Plane:
+    position, cosines = _floats(fields["position_mm"]), _floats(fields["orientation"])
+    (x, y, z), (a, b, c, d, e, f) = position, cosines
+    thickness = fields["thickness_mm"]
+    return Plane(
+        position_mm=(x, y, z),
+        orientation=(a, b, c, d, e, f),
+        spacing_mm=_pair(_floats(fields["spacing_mm"])),
+        thickness_mm=None if thickness is None else _real(thickness),
+    )
+
+
+def _code(fields: Message) -> Code:
+    return Code(scheme=_text(fields["scheme"]), value=_text(fields["value"]), meaning=_text(fields["meaning"]))
 
 
 def _window(fields: Message) -> Window:
@@ -251,12 +321,25 @@ def _real(value: object) -> float:
     return float(value)
 
 
-def _floats_or_none(value: object) -> tuple[float, ...] | None:
-    if value is None:
-        return None
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("truth")
+    return value
+
+
+def _floats(value: object) -> tuple[float, ...]:
     if not isinstance(value, list):
         raise TypeError("numbers")
     return tuple(_real(one) for one in value)
+
+
+def _floats_or_none(value: object) -> tuple[float, ...] | None:
+    return None if value is None else _floats(value)
+
+
+def _pair(values: tuple[_T, ...]) -> tuple[_T, _T]:
+    first, second = values
+    return first, second
 
 
 def _day(value: object) -> date | None:

