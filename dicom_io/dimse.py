@@ -18,6 +18,7 @@ from dicom_io.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME,
 
 ANSWER_SECONDS = 30.0
 WARNINGS = range(0xB000, 0xC000)  # stored, with a remark (PS3.7 C.1)
+SOP_CLASS_NOT_SUPPORTED = 0x0122  # PS3.7 C.5.10
 DUPLICATE = 0x0111  # it is there already: what was wanted
 CONTEXTS_MOST = 128  # of one association, PS3.8 9.3.2.2
 
@@ -52,7 +53,7 @@ def store(paths: Sequence[Path], *, remote: Remote) -> Iterator[Path]:
                 try:
                     status = opened.send_c_store(dcmread(path)).get("Status")
                 except ValueError as exc:  # no presentation context was accepted for it
-                    raise PeerRefused("C-STORE", 0x0122) from exc
+                    raise PeerRefused("C-STORE", SOP_CLASS_NOT_SUPPORTED) from exc
                 answered(status, "C-STORE", remote)
                 yield path
 
@@ -71,7 +72,7 @@ def association(
 ) -> Iterator[Association]:
     """An association for (abstract syntax, transfer syntax; None: the usual ones), released at the end of the block.
 
-    Raises PeerUnreachable.
+    Raises PeerUnreachable, and PeerRefused where none of them is taken.
     """
     # What pynetdicom logs of its own accord names patients.
     _config.LOG_HANDLER_LEVEL = "none"
@@ -97,6 +98,8 @@ def association(
         tls_args=None if remote.tls is None else (remote.tls, remote.host),
     )
     if not opened.is_established:
+        if opened.rejected_contexts:  # it talks to us, and not of this
+            raise PeerRefused("the association", SOP_CLASS_NOT_SUPPORTED)
         raise PeerUnreachable(remote.ae_title)
     try:
         yield opened
