@@ -64,7 +64,7 @@ class Publication(Base):
     __table_args__ = (UniqueConstraint("destination", "sop_instance_uid"), Index(None, "state", "next_attempt_at"))
 
     id: Mapped[int] = mapped_column(primary_key=True)  # the order in which a destination is sent to
-    work_item_id: Mapped[int] = mapped_column(ForeignKey("work_item.id"))
+    work_item_id: Mapped[int] = mapped_column(ForeignKey("work_item.id"), index=True)
     destination: Mapped[str]  # name of a peer in the settings
     kind: Mapped[str]
     sop_instance_uid: Mapped[str]  # follows from the work item, so that nothing is sent twice under two names

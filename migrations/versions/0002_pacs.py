@@ -64,6 +64,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["work_item_id"], ["work_item.id"], name="fk_publication_work_item_id_work_item"),
         sa.UniqueConstraint("destination", "sop_instance_uid", name="uq_publication_destination_sop_instance_uid"),
     )
+    op.create_index("ix_publication_work_item_id", "publication", ["work_item_id"])
     op.create_index("ix_publication_state_next_attempt_at", "publication", ["state", "next_attempt_at"])
     op.create_table(
         "commitment",

@@ -14,7 +14,9 @@ from sqlalchemy import select
 from app import worker
 from app.config import Pacs, Peer, Settings
 from app.db import audit
+from app.db.queries import study_lines
 from app.db.work import Publication
+from app.identity import LOCAL_USER
 from app.pacs.listen import listener
 from app.publish import installation
 from app.wiring import Services
@@ -56,6 +58,12 @@ def later(services: Services, seconds: float) -> Services:
     return replace(services, now=lambda: services.now() + timedelta(seconds=seconds))
 
 
+def road(services: Services) -> str | None:
+    """What the list of studies says of the newest."""
+    with services.sessions() as session:
+        return study_lines(session, LOCAL_USER, limit=1)[0].road
+
+
 def send(port: int, *files: Path) -> None:
     command: list[str | Path] = [programs.dcmtk("storescu"), "-aec", "HILUM", "127.0.0.1", str(port), *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
@@ -68,7 +76,9 @@ def test_a_study_that_is_sent_comes_back_as_a_report_in_the_archive(
     before = set(orthanc.instances())
     with listener(services) as running:
         send(running.port, film(tmp_path / "in", study=11, PatientAge="043Y", PatientName="Müller^Jörg"))
+    assert road(services) == "arriving"
     done = worker.once(later(services, 10), holder="test")
+    assert road(services) == "results-sent"
     assert done.diagnosed == 1
     assert done.sent >= 1
     new = [content for uid, content in orthanc.instances().items() if uid not in before]
@@ -104,6 +114,7 @@ def test_with_the_archive_down_results_wait_and_then_arrive_once_and_in_order(
         with services.sessions() as session:
             waiting = session.scalars(select(Publication).order_by(Publication.id)).all()
         assert {row.state for row in waiting} == {"PENDING"}
+        assert road(services) == "results-waiting"
         assert waiting[0].attempts >= 1
         assert waiting[0].error_code == "dicom.peer-unreachable"
         assert all(row.attempts == 0 for row in waiting[1:])  # nothing overtakes
@@ -135,6 +146,7 @@ def test_what_the_archive_refuses_is_set_aside_and_the_next_is_sent(
     assert worker.once(later(services, 20), holder="test").sent == total - 1
     with services.sessions() as session:
         states = session.scalars(select(Publication.state).order_by(Publication.id)).all()
+    assert road(services) == "results-refused"
     assert list(states) == ["FAILED", *["SENT"] * (total - 1)]
 
 
