@@ -12,6 +12,8 @@ from app import logs
 
 COMMANDS = {
     "serve": "show the web page, and answer its uploads",
+    "listen": "take what the DICOM network sends, and diagnose it",
+    "worker": "diagnose what other processes take in from the network",
     "diagnose": "read files, folders or zips once and print what the model says",
     "model": "describe or verify a model",
     "db": "bring the database up to date, or compare it with this version",

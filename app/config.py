@@ -24,6 +24,7 @@ from dicom_io.limits import Limits
 
 PREFIX = "HILUM__"
 GIB = 1 << 30
+PEERS = "pacs.peers."
 
 
 def _is_loopback(host: str) -> bool:
@@ -129,6 +130,66 @@ class Diagnose(Section):
     frames_per_series: int = Field(default=64, ge=1, description="more are sampled evenly over the series")
 
 
+ResultKind = Literal["sr", "parametric-map", "secondary-capture", "key-objects"]
+
+
+class Peer(Section):
+    """Another application that is spoken to by name."""
+
+    ae_title: str = Field(min_length=1, max_length=16, description="its AE title")
+    host: str = Field(min_length=1, description="its address")
+    port: int = Field(ge=1, le=65535, description="its TCP port")
+    tls: bool = Field(default=False, description="speak DICOM TLS with it, by this section's own certificates")
+    deliver: tuple[ResultKind, ...] = Field(
+        default=(), description="results of each diagnosed study that are sent there"
+    )
+
+
+class Pacs(Section):
+    """The DICOM network: who we are, who may send, and where results go."""
+
+    ae_title: str = Field(default="HILUM", min_length=1, max_length=16, description="our AE title")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int | None = Field(
+        default=None, ge=0, le=65535, description="TCP port to listen on, 104 and 11112 are usual; none: do not listen"
+    )
+    calling_ae_titles: tuple[str, ...] = Field(
+        default=(), description="AE titles that may send, besides those of the peers; anybody else is refused"
+    )
+    any_calling_ae_title: bool = Field(default=False, description="take files from whoever knows our AE title")
+    tls_certificate: Path | None = Field(
+        default=None, description="PEM file of our certificate; with it, TLS is spoken"
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file of its private key")
+    tls_ca: Path | None = Field(
+        default=None, description="PEM file of whom we trust; with it, callers need a certificate"
+    )
+    maximum_associations: int = Field(default=100, ge=1, description="open at a time")
+    maximum_associations_per_host: int = Field(default=25, ge=1, description="open at a time from one address")
+    maximum_pdu_bytes: int = Field(default=131_072, ge=4096, le=4_194_304, description="largest message part taken")
+    greeting_seconds: float = Field(default=10.0, gt=0, description="for a caller to say who it is")
+    idle_seconds: float = Field(default=30.0, gt=0, description="of silence before an association is closed")
+    quiet_seconds: float = Field(
+        default=60.0, gt=0, description="after its last image a study counts as complete and is diagnosed"
+    )
+    peers: dict[str, Peer] = Field(default={}, description="the applications we speak to, by the names we give them")
+
+    @model_validator(mode="after")
+    def _a_key_for_the_certificate(self) -> "Pacs":
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key are set both or neither")
+        if self.tls_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_ca needs tls_certificate and tls_key beside it")
+        return self
+
+    @property
+    def callers(self) -> frozenset[str] | None:
+        """AE titles that may call; None: all."""
+        if self.any_calling_ae_title:
+            return None
+        return frozenset(self.calling_ae_titles) | {peer.ae_title for peer in self.peers.values()}
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Frozen: a change is a restart.
 
@@ -144,6 +205,7 @@ class Settings(BaseSettings):
     model: Model = Model()
     reading: Reading = Reading()
     diagnose: Diagnose = Diagnose()
+    pacs: Pacs = Pacs()
 
     @classmethod
     def settings_customise_sources(
@@ -207,6 +269,8 @@ def _refuse_unknown(given: Mapping[str, Any], *, source: str) -> None:
     for key in _leaves(given):
         if key in known or any(one.startswith(f"{key}.") for one in known):
             continue
+        if key.startswith(PEERS) and key.rpartition(".")[2] in Peer.model_fields:  # peers bear any name
+            continue
         nearest = difflib.get_close_matches(key, sorted(known), n=1)
         raise ConfigUnknownKey(key, source=source, nearest=nearest[0] if nearest else None)
 
@@ -226,7 +290,11 @@ def settings_keys(settings: Settings | None = None) -> Iterator[tuple[str, Any, 
         section = getattr(chosen, section_name)
         for name, field in type(section).model_fields.items():
             value = getattr(section, name)
-            if isinstance(value, Limits):
+            if isinstance(value, dict):
+                for peer_name, peer in value.items():
+                    for key, peer_field in type(peer).model_fields.items():
+                        yield f"{section_name}.{name}.{peer_name}.{key}", getattr(peer, key), peer_field.description
+            elif isinstance(value, Limits):
                 for limit in dataclasses.fields(value):
                     yield f"{section_name}.{name}.{limit.name}", getattr(value, limit.name), None
             else:

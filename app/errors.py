@@ -25,6 +25,7 @@ HilumError
 ├── ReceiveError
 │   ├── ConflictingInstance      receive.conflicting-instance
 │   ├── ConflictingSeries        receive.conflicting-series
+│   ├── AnotherInstance          receive.another-instance
 │   └── FileChanged              receive.file-changed
 └── RecordError
     ├── NotFound                 record.not-found
@@ -254,6 +255,15 @@ class ConflictingSeries(ReceiveError):
             "is quarantined; ask the sender which of the two is right"
         )
         self.series_instance_uid = series_instance_uid
+
+
+class AnotherInstance(ReceiveError):
+    """The sender announced one SOP Instance UID, and the data set holds another (PS3.4 B.2.3, status A900)."""
+
+    code = "receive.another-instance"
+
+    def __init__(self, announced: str, found: str) -> None:
+        super().__init__(f"the data set is SOP instance {found}, and {announced} was announced; nothing was stored")
 
 
 class FileChanged(ReceiveError):

@@ -10,10 +10,11 @@ from typing import Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app import worklist
 from app.db import audit
 from app.db.session import Sessions
 from app.db.tables import Base, Outcome, Reception, Series, StoredInstance, Study
-from app.errors import ConflictingInstance, ConflictingSeries, FileChanged, ReceiveError, SpoolError
+from app.errors import AnotherInstance, ConflictingInstance, ConflictingSeries, FileChanged, ReceiveError, SpoolError
 from app.identity import Actor
 from app.scratch import scratch_folder
 from app.spool import Spool
@@ -56,19 +57,22 @@ def receive(
     scratch: Path,
     actor: Actor,
     now: Callable[[], datetime],
+    announced_uid: str | None = None,
 ) -> Iterator[Received | NotReceived]:
     """Take in files, folders, zips and DICOMDIRs, one file at a time, and yield each when it is committed.
 
     Bytes that are already stored are a duplicate; other bytes under a known SOP Instance UID are quarantined, and the
     first ones stay. Of a file that cannot be read only digest, size and reason are kept. A full disk refuses its file
     and the next one is tried; a database that fails raises. Passing files lie under `scratch` and are gone at the end.
+    A file that is not the SOP instance that its sender announced is refused. Images that an application sent
+    are awaited until their study is complete: `app.worklist` has it diagnosed.
     """
     with scratch_folder(scratch) as folder:
         for path in paths:
             for found in expand(path, limits=limits, scratch=folder):
                 arrival = _Arrival(found.name)
                 try:
-                    instance = _keep_bytes(found, arrival, spool=spool, sandbox=sandbox)
+                    instance = _keep_bytes(found, arrival, spool=spool, sandbox=sandbox, announced_uid=announced_uid)
                     outcome: Received | NotReceived = _store(arrival, instance, sessions=sessions, actor=actor, now=now)
                 except (DicomError, SpoolError, ReceiveError) as error:
                     outcome = _refuse(arrival, error, sessions=sessions, actor=actor, now=now)
@@ -129,13 +133,17 @@ class _Arrival:
         )
 
 
-def _keep_bytes(found: Source | Refused, arrival: _Arrival, *, spool: Spool, sandbox: Sandbox) -> Instance:
+def _keep_bytes(
+    found: Source | Refused, arrival: _Arrival, *, spool: Spool, sandbox: Sandbox, announced_uid: str | None
+) -> Instance:
     """Read the header where the file lies, then put the bytes in the spool: what cannot be read is not kept."""
     if isinstance(found, Refused):
         raise found.error
     arrival.sha256, arrival.size_bytes = digest(found.path)
     instance = read_instance(found.path, sandbox=sandbox)
     arrival.sop_instance_uid = instance.ref.sop_instance_uid
+    if announced_uid not in (None, arrival.sop_instance_uid):
+        raise AnotherInstance(str(announced_uid), arrival.sop_instance_uid)
     kept_sha256, _, _ = spool.put(found.path)
     if kept_sha256 != arrival.sha256:
         raise FileChanged
@@ -164,6 +172,8 @@ def _store(
         reception.instance = row
         subjects = [*made, reception]
         session.add_all(subjects)
+        if actor.kind == "ae" and outcome == "stored" and row.number_of_frames:
+            worklist.expect(session, row.series.study, requested_by=actor.name, at=at)
         audit.append(session, actor=actor, action="receive", subjects=subjects, detail={"outcome": outcome}, now=now)
         instance_id = row.id
     return Received(arrival.name, outcome, instance, sha256, instance_id=instance_id, warnings=warnings)

@@ -27,6 +27,9 @@
     │   ├── EvidenceMissing             dicom.evidence-missing
     │   ├── HeatMapUnfit                dicom.heat-map-unfit
     │   └── HeatMapUnplaced             dicom.heat-map-unplaced
+    ├── PeerError                       dicom.peer
+    │   ├── PeerUnreachable             dicom.peer-unreachable
+    │   └── PeerRefused                 dicom.peer-refused
     └── SandboxError                    dicom.sandbox
         ├── SandboxCrashed              dicom.sandbox-crashed
         ├── SandboxTimedOut             dicom.sandbox-timed-out
@@ -192,6 +195,31 @@ class HeatMapUnfit(NotReported):
     """A heat map does not fit the frame that it is to be laid over."""
 
     code = "dicom.heat-map-unfit"
+
+
+class PeerError(DicomError):
+    """Another application on the network did not do what was asked."""
+
+    code = "dicom.peer"
+
+
+class PeerUnreachable(PeerError):
+    """No connection, no association, or no answer. Trying again later may help."""
+
+    code = "dicom.peer-unreachable"
+
+    def __init__(self, ae_title: str) -> None:
+        super().__init__(f"{ae_title} cannot be reached, or takes no association from us; check address and AE titles")
+
+
+class PeerRefused(PeerError):
+    """The other application answered, and said no. Trying again will not help."""
+
+    code = "dicom.peer-refused"
+
+    def __init__(self, operation: str, status: int) -> None:
+        super().__init__(f"{operation} was refused (status 0x{status:04X})")
+        self.status = status
 
 
 class HeatMapUnplaced(NotReported):

@@ -13,6 +13,9 @@ Decoder = Literal["native", "libjpeg", "openjpeg", "rle", "zlib"]
 IMPLEMENTATION_CLASS_UID = "2.25.316882872284712549086832473038430985408"
 IMPLEMENTATION_VERSION_NAME = "HILUM_" + version("hilum").replace(".", "_")[:10]  # SH: 16 characters
 
+VERIFICATION = "1.2.840.10008.1.1"
+STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"  # Push Model SOP Class
+STORAGE_COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
 
@@ -167,10 +170,43 @@ IMAGE_SOP_CLASSES: dict[str, str] = {
     "1.2.840.10008.5.1.4.1.1.481.24": "Enhanced Continuous RT Image Storage",
 }
 
+# Objects without pixels of their own that come with images: taken in, kept and given out, never diagnosed.
+OTHER_SOP_CLASSES: dict[str, str] = {
+    "1.2.840.10008.5.1.4.1.1.9.1.1": "12-lead ECG Waveform Storage",
+    "1.2.840.10008.5.1.4.1.1.9.1.2": "General ECG Waveform Storage",
+    "1.2.840.10008.5.1.4.1.1.11.1": "Grayscale Softcopy Presentation State Storage",
+    "1.2.840.10008.5.1.4.1.1.11.2": "Color Softcopy Presentation State Storage",
+    "1.2.840.10008.5.1.4.1.1.11.3": "Pseudo-Color Softcopy Presentation State Storage",
+    "1.2.840.10008.5.1.4.1.1.11.4": "Blending Softcopy Presentation State Storage",
+    "1.2.840.10008.5.1.4.1.1.66": "Raw Data Storage",
+    "1.2.840.10008.5.1.4.1.1.66.1": "Spatial Registration Storage",
+    "1.2.840.10008.5.1.4.1.1.66.2": "Spatial Fiducials Storage",
+    "1.2.840.10008.5.1.4.1.1.67": "Real World Value Mapping Storage",
+    "1.2.840.10008.5.1.4.1.1.88.11": "Basic Text SR Storage",
+    "1.2.840.10008.5.1.4.1.1.88.22": "Enhanced SR Storage",
+    "1.2.840.10008.5.1.4.1.1.88.33": "Comprehensive SR Storage",
+    "1.2.840.10008.5.1.4.1.1.88.34": "Comprehensive 3D SR Storage",
+    "1.2.840.10008.5.1.4.1.1.88.35": "Extensible SR Storage",
+    "1.2.840.10008.5.1.4.1.1.88.40": "Procedure Log Storage",
+    "1.2.840.10008.5.1.4.1.1.88.50": "Mammography CAD SR Storage",
+    "1.2.840.10008.5.1.4.1.1.88.59": "Key Object Selection Document Storage",
+    "1.2.840.10008.5.1.4.1.1.88.65": "Chest CAD SR Storage",
+    "1.2.840.10008.5.1.4.1.1.88.67": "X-Ray Radiation Dose SR Storage",
+    "1.2.840.10008.5.1.4.1.1.88.68": "Radiopharmaceutical Radiation Dose SR Storage",
+    "1.2.840.10008.5.1.4.1.1.104.1": "Encapsulated PDF Storage",
+    "1.2.840.10008.5.1.4.1.1.104.2": "Encapsulated CDA Storage",
+    "1.2.840.10008.5.1.4.1.1.481.3": "RT Structure Set Storage",
+    "1.2.840.10008.5.1.4.1.1.481.5": "RT Plan Storage",
+}
+STORAGE_SOP_CLASSES: dict[str, str] = {**IMAGE_SOP_CLASSES, **OTHER_SOP_CLASSES}
+
 # What `dicom_io.report` makes.
 REPORT_SOP_CLASSES: dict[str, str] = {
-    "1.2.840.10008.5.1.4.1.1.7": "Secondary Capture Image Storage",
-    "1.2.840.10008.5.1.4.1.1.30": "Parametric Map Storage",
-    "1.2.840.10008.5.1.4.1.1.88.34": "Comprehensive 3D SR Storage",
-    "1.2.840.10008.5.1.4.1.1.88.59": "Key Object Selection Document Storage",
+    uid: STORAGE_SOP_CLASSES[uid]
+    for uid in (
+        "1.2.840.10008.5.1.4.1.1.7",
+        "1.2.840.10008.5.1.4.1.1.30",
+        "1.2.840.10008.5.1.4.1.1.88.34",
+        "1.2.840.10008.5.1.4.1.1.88.59",
+    )
 }

@@ -7,7 +7,7 @@ names those that are missing.
 
 from alembic import context
 
-from app.db.tables import Base
+from app.db.work import Base
 from app.errors import HilumError
 
 connection = context.config.attributes.get("connection")

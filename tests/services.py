@@ -1,15 +1,18 @@
 """Start the real programs that tests talk to."""
 
+import json
 import os
 import pwd
 import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 
@@ -28,6 +31,11 @@ def require(binary: str) -> Path:
     if os.environ.get("HILUM_REQUIRE_SERVICES") == "1":
         pytest.fail(message)
     pytest.skip(message)
+
+
+def dcmtk(name: str) -> Path:
+    """A program of dcmtk: pynetdicom brings some of the same names, which an environment puts before them."""
+    return next(path for path in (Path("/usr/bin") / name, require(name)) if path.is_file())
 
 
 def free_port() -> int:
@@ -85,6 +93,88 @@ def postgresql() -> Iterator[PostgreSQL]:
         finally:
             _run([*prefix, pg_ctl, "stop", "--mode=immediate", "--pgdata", data])
     finally:
+        shutil.rmtree(folder)
+
+
+class Orthanc:
+    """A PACS on loopback ports; what it holds outlives `stop` and `start`."""
+
+    def __init__(self, folder: Path, *, ae_title: str = "ORTHANC") -> None:
+        self.ae_title = ae_title
+        self.port, self.http_port = free_port(), free_port()
+        self._program = require("Orthanc")
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        plugins = [*Path("/usr/share/orthanc/plugins").glob("libOrthancDicomWeb.so*")][:1]
+        settings = {
+            "Name": ae_title,
+            "DicomAet": ae_title,
+            "DicomPort": self.port,
+            "HttpPort": self.http_port,
+            "DicomServerEnabled": True,
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": False,
+            "DicomAlwaysAllowEcho": True,
+            "DicomAlwaysAllowStore": True,
+            "DicomAlwaysAllowFind": True,
+            "DicomAlwaysAllowGet": True,
+            "StorageDirectory": str(folder / "storage"),
+            "IndexDirectory": str(folder / "storage"),
+            "Plugins": [str(plugin) for plugin in plugins],
+            "OverwriteInstances": False,
+        }
+        self._settings = folder / "orthanc.json"
+        self._settings.write_text(json.dumps(settings), encoding="utf-8")
+
+    @property
+    def url(self) -> str:
+        """Where its REST API is."""
+        return f"http://127.0.0.1:{self.http_port}"
+
+    def start(self) -> None:
+        """Returns once it answers."""
+        with (self._folder / "orthanc.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._program, str(self._settings)], cwd=self._folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            assert self._process.poll() is None, (self._folder / "orthanc.log").read_text(errors="replace")
+            try:
+                httpx.get(f"{self.url}/system", timeout=5, trust_env=False).raise_for_status()
+            except httpx.HTTPError:
+                time.sleep(0.1)
+            else:
+                return
+        pytest.fail("Orthanc did not answer within a minute")
+
+    def stop(self) -> None:
+        """As when a PACS is down."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(30)
+            self._process = None
+
+    def instances(self) -> dict[str, bytes]:
+        """SOP Instance UID -> the file, of all that it holds."""
+        with httpx.Client(base_url=self.url, timeout=30, trust_env=False) as client:
+            found = {}
+            for name in client.get("/instances").json():
+                tags = client.get(f"/instances/{name}/simplified-tags").json()
+                found[tags["SOPInstanceUID"]] = client.get(f"/instances/{name}/file").content
+            return found
+
+
+@contextmanager
+def orthanc() -> Iterator[Orthanc]:
+    """An Orthanc of our own, gone with everything in it after the tests."""
+    folder = Path(tempfile.mkdtemp(prefix="hilum-orthanc-"))
+    server = Orthanc(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
         shutil.rmtree(folder)
 
 

@@ -17,7 +17,8 @@ __all__ = ["HilumNet", "torchvision_shim"]
 TAPS = (7, 9, 11)  # blocks 8, 10 and 12: sources differ in which depth serves them best
 WIDTH = 384
 TOKEN_SCALE = 8.0  # the final norm of the initial weights makes tokens of deviation 4 with outliers of 60
-EMBEDDING_SIZE = WIDTH * len(TAPS)
+TAP_SIZE = 2 * WIDTH  # a patch's own token, then the class token
+EMBEDDING_SIZE = TAP_SIZE * len(TAPS)
 TEXT_SIZE = 384  # of all-MiniLM-L6-v2
 PROJECTED = 128  # what self-distillation compares
 
@@ -31,13 +32,27 @@ class Outputs(NamedTuple):
     projected: Tensor  # (B, PROJECTED), unit length
 
 
+def read_out(encoder: nn.Module, images: Tensor) -> Tensor:
+    """(B, 3, S, S) -> (B, T, D): for each tap the patch's token and the class token, all normed."""
+    taps: list[tuple[Tensor, Tensor]] = encoder.forward_intermediates(  # type: ignore[operator]  # timm's own method
+        images, indices=list(TAPS), norm=True, output_fmt="NLC", intermediates_only=True, return_prefix_tokens=True
+    )
+    return torch.cat([side_by_side(patches, prefix) for patches, prefix in taps], dim=-1)
+
+
+def side_by_side(patches: Tensor, prefix: Tensor) -> Tensor:
+    """Patch tokens (B, T, W) and the class token (B, 1, W) -> (B, T, 2W)."""
+    return torch.cat([patches, prefix.expand_as(patches)], dim=-1)
+
+
 class HilumNet(nn.Module):
-    """ViT-S/14 whose patch tokens of several blocks are normed and laid side by side; heads are linear on their mean.
+    """ViT-S/14 whose tokens of several blocks are normed and laid side by side; heads are linear on the patches' mean.
 
     The mean comes after the norm and the head is linear, so every logit is exactly the mean of its patches' logits:
-    that is the explanation. The same holds for the projection into text space. The class token takes part in
-    attention and is not read out. `patch_drop` is the share of patches that a training image loses (PatchDropout,
-    Liu et al. 2022, arXiv 2208.07220): it makes larger images affordable, and no patch indispensable.
+    that is the explanation. The same holds for the projection into text space. The class token stands beside every
+    patch, so what it says of the image belongs to all patches alike, as the bias does. `patch_drop` is the share of
+    patches that a training image loses (PatchDropout, Liu et al. 2022, arXiv 2208.07220): it makes larger images
+    affordable, and no patch indispensable.
     """
 
     def __init__(self, curriculum: Curriculum, *, size: int, drop_path: float = 0.0, patch_drop: float = 0.0) -> None:
@@ -58,10 +73,7 @@ class HilumNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> patch tokens (B, T, D)."""
-        taps = self.encoder.forward_intermediates(
-            images, indices=list(TAPS), norm=True, output_fmt="NLC", intermediates_only=True
-        )
-        return torch.cat(taps, dim=-1)
+        return read_out(self.encoder, images)
 
     def unit_features(self, images: Tensor) -> Tensor:
         """Patch tokens (B, T, D) as they ship: of about unit size, so that 1e-4 means the same as for a logit."""

@@ -16,12 +16,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Bring the database up to date, then serve; returns after SIGINT or SIGTERM, with running requests ended."""
     from app.config import load
+    from app.pacs.roles import all_roles
     from app.web.server import application
     from app.wiring import services
 
     asked = {name: value for name, value in (("host", args.host), ("port", args.port)) if value is not None}
     settings = load(args.config, overrides={"web": asked} if asked else None)
-    with services(settings, upgrade=True) as running, _listening(settings.web.host, settings.web.port) as listener:
+    with (
+        services(settings, upgrade=True) as running,
+        _listening(settings.web.host, settings.web.port) as listener,
+        all_roles(running),
+    ):
         config = uvicorn.Config(
             application(running),
             access_log=False,  # addresses hold study UIDs

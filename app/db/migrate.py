@@ -14,7 +14,8 @@ from sqlalchemy.exc import OperationalError
 
 import app
 from app.db.session import writing
-from app.db.tables import APPEND_ONLY, Base
+from app.db.tables import APPEND_ONLY
+from app.db.work import Base
 from app.errors import DatabaseBusy, SchemaMismatch
 
 logger = logging.getLogger(__name__)

@@ -8,11 +8,16 @@ from sqlalchemy import ColumnElement, Select, and_, exists, false, func, select,
 from sqlalchemy.orm import Session, aliased, selectinload
 
 from app.db.tables import AuditEvent, AuditSubject, FindingRow, PredictionRow, Series, StoredInstance, Study
+from app.db.work import AwaitedStudy, Publication, WorkItem
 from app.errors import NotFound
 from app.identity import Actor
 
 BATCH = 5000  # instances a statement; SQLite takes 32,766 values in one
 State = Literal["unread", "withheld", "negative", "positive"]
+Road = Literal["arriving", "queued", "in-progress", "given-up", "results-waiting", "results-refused", "results-sent"]
+
+
+UNFINISHED: dict[str, Road] = {"SCHEDULED": "queued", "IN PROGRESS": "in-progress", "CANCELED": "given-up"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,7 @@ class StudyLine:
     instances: int
     images: int  # frames
     state: State  # of the newest prediction of each image: positive if any finding is, withheld if none was answered
+    road: Road | None  # how far a study from the network has come; None where nothing is left to do or to tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +91,15 @@ def study_lines(session: Session, actor: Actor, *, limit: int, after: Study | No
     sizes = {
         study_id: (series, instances, int(images)) for study_id, series, instances, images in session.execute(counted)
     }
-    states = _states(session, ids)
+    states, roads = _states(session, ids), _roads(session, ids)
     return [
-        StudyLine(study, tuple(sorted(modalities.get(study.id, ()))), *sizes.get(study.id, (0, 0, 0)), states[study.id])
+        StudyLine(
+            study,
+            tuple(sorted(modalities.get(study.id, ()))),
+            *sizes.get(study.id, (0, 0, 0)),
+            states[study.id],
+            roads.get(study.id),
+        )
         for study in studies
     ]
 
@@ -194,6 +206,28 @@ def _traced(session: Session, wanted: Select[PredictionRow]) -> list[Traced]:
     )
     events = {row_id: event for row_id, event in session.execute(recorded)}  # noqa: C416 (dict() takes no typed rows)
     return [Traced(row, events.get(row.id)) for row in rows]
+
+
+def _roads(session: Session, study_ids: Sequence[int]) -> dict[int, Road]:
+    """Of the newest work item of each study, and of its results; an image that came later overrules both."""
+    roads: dict[int, Road] = {}
+    items = select(WorkItem).where(WorkItem.study_id.in_(study_ids)).order_by(WorkItem.id)
+    newest = {item.study_id: item for item in session.scalars(items)}
+    results = select(Publication.work_item_id, Publication.state).where(
+        Publication.work_item_id.in_([item.id for item in newest.values()])
+    )
+    published: dict[int, set[str]] = {}
+    for item_id, state in session.execute(results):
+        published.setdefault(item_id, set()).add(state)
+    for study_id, item in newest.items():
+        states = published.get(item.id, set())
+        if item.state != "COMPLETED":
+            roads[study_id] = UNFINISHED[item.state]
+        elif states:
+            waiting, refused = "PENDING" in states, "FAILED" in states
+            roads[study_id] = "results-waiting" if waiting else "results-refused" if refused else "results-sent"
+    awaited = select(AwaitedStudy.study_id).where(AwaitedStudy.study_id.in_(study_ids))
+    return roads | dict.fromkeys(session.scalars(awaited), "arriving")
 
 
 def _states(session: Session, study_ids: Sequence[int]) -> dict[int, State]:

@@ -256,4 +256,5 @@ class AuditSubject(Base):
 
 
 AUDITED: tuple[type[Base], ...] = (Study, Series, StoredInstance, Reception, PredictionRow, FindingRow, WithheldRow)
+# The working rows of app.db.work are not among them: their states change, and each change is an audit event.
 APPEND_ONLY: tuple[str, ...] = tuple(table.name for table in Base.metadata.sorted_tables)

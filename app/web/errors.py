@@ -115,6 +115,9 @@ WORDINGS: dict[str, Wording] = {
         "This image's series already belongs to another study. What is stored stays and this one is set aside; "
         "ask the sender which is right.",
     ),
+    "receive.another-instance": Wording(
+        409, "The file is another image than the one that was announced, and was not kept. Send it again."
+    ),
     "receive.file-changed": Wording(409, "The file changed while it was being read and was not kept. Send it again."),
     "record.not-found": Wording(404, "This is not here, or you may not see it. Choose a study from the list."),
     "record.not-reproduced": Wording(
@@ -136,6 +139,8 @@ WORDINGS: dict[str, Wording] = {
     ),
     "dicom.pixels-not-read": Wording(415, "Hilum does not read this kind of picture data."),
     "dicom.no-pixels": Wording(415, "This DICOM object carries no picture (a report or a plan, for example)."),
+    "dicom.peer-unreachable": Wording(504, "The archive does not answer. Try again later, or tell your administrator."),
+    "dicom.peer-refused": Wording(502, "The archive answered and refused. Tell your administrator."),
     "dicom.no-such-frame": Wording(404, "The file has no image of this number."),
     "dicom.is-directory": Wording(415, "This DICOMDIR is only an index. Send the folder or disc that it belongs to."),
     "dicom.cannot-decode": Wording(422, "The picture in this file is damaged and cannot be decoded. Export it again."),

@@ -37,7 +37,13 @@ def model_json(manifest: Manifest, provider: str) -> dict[str, Any]:
 def studies_json(session: Session, actor: Actor) -> list[dict[str, Any]]:
     """The newest studies that the actor may see, each with what its newest predictions came to."""
     return [
-        {**_head(line.study), "modalities": line.modalities, "images": line.images, "state": line.state}
+        {
+            **_head(line.study),
+            "modalities": line.modalities,
+            "images": line.images,
+            "state": line.state,
+            "road": line.road,
+        }
         for line in study_lines(session, actor, limit=LISTED_STUDIES)
     ]
 

@@ -79,7 +79,7 @@ def test_an_unknown_key_in_the_file_is_named(tmp_path: Path, content: str, key: 
     ("name", "value", "key"),
     [
         ("HILUM__WEB__PROT", "1", "web.prot"),
-        ("HILUM__PACS__AE_TITLE", "X", "pacs.ae_title"),
+        ("HILUM__PACS__AET", "X", "pacs.aet"),
         ("hilum__storage__spoool", "X", "storage.spoool"),
         ("HILUM__WEB", '{"prot": 1}', "web.prot"),
     ],
@@ -149,6 +149,21 @@ def test_other_machines_are_let_in_only_with_a_login(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "[::1]", "localhost", "LOCALHOST"])
 def test_loopback_needs_no_login(host: str) -> None:
     assert config.load(overrides={"web": {"host": host}}).web.host == host
+
+
+def test_peers_bear_any_name_and_their_keys_are_checked(tmp_path: Path) -> None:
+    file = tmp_path / "hilum.toml"
+    peer = '[pacs.peers.archive]\nae_title = "ORTHANC"\nhost = "10.1.2.3"\nport = 4242\n'
+    file.write_text(f'{peer}deliver = ["sr"]\n[pacs]\ncalling_ae_titles = ["CT1"]\n')
+    settings = config.load(file)
+    assert settings.pacs.callers == {"ORTHANC", "CT1"}
+    assert ("pacs.peers.archive.port", 4242) in [(key, value) for key, value, _ in config.settings_keys(settings)]
+    file.write_text(f"{peer}prot = 1\n")
+    with pytest.raises(ConfigUnknownKey, match=r"pacs\.peers\.archive\.prot"):
+        config.load(file)
+    file.write_text('[pacs]\ntls_certificate = "mine.pem"\n')
+    with pytest.raises(ConfigInvalid, match="tls_key"):
+        config.load(file)
 
 
 def test_every_setting_says_what_it_means() -> None:

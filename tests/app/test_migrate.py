@@ -17,6 +17,8 @@ from app.db.tables import APPEND_ONLY
 from app.errors import ConfigInvalid, DatabaseBusy, SchemaMismatch
 from tests import services
 
+NEWEST = "0002_pacs"
+
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
@@ -39,18 +41,30 @@ def empty(empty_url: str) -> Iterator[Engine]:
 
 def test_upgrading_an_empty_database_gives_what_the_models_say(empty: Engine) -> None:
     assert migrate.current(empty) is None
-    assert migrate.upgrade(empty) == (None, "0001_initial")
+    assert migrate.upgrade(empty) == (None, NEWEST)
     assert migrate.differences(empty) == []
     migrate.require_current(empty)
 
 
+def test_rows_outlive_the_next_migration_and_its_undoing(empty: Engine) -> None:
+    migrate.upgrade(empty, to="0001_initial")
+    with empty.begin() as connection:
+        connection.execute(
+            text("INSERT INTO study (id, study_instance_uid, received_at) VALUES (1, '1.2', '2026-01-01T00:00:00Z')")
+        )
+    assert migrate.upgrade(empty) == ("0001_initial", NEWEST)
+    assert migrate.differences(empty) == []
+    with empty.connect() as connection:
+        assert connection.execute(text("SELECT study_instance_uid FROM study")).scalar() == "1.2"
+
+
 def test_upgrading_again_changes_nothing(engine: Engine) -> None:
-    assert migrate.upgrade(engine) == ("0001_initial", "0001_initial")
+    assert migrate.upgrade(engine) == (NEWEST, NEWEST)
     assert migrate.differences(engine) == []
 
 
 def test_an_empty_database_differs_and_is_not_current(empty: Engine) -> None:
-    assert migrate.differences(empty) == ["the database is at revision nothing, this version works with 0001_initial"]
+    assert migrate.differences(empty) == ["the database is at revision nothing, this version works with " + NEWEST]
     with pytest.raises(SchemaMismatch, match="hilum db upgrade"):
         migrate.require_current(empty)
 
@@ -60,15 +74,15 @@ def test_processes_that_start_together_upgrade_once(empty_url: str, empty: Engin
     command = [sys.executable, "-c", program]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = sorted(process.communicate()[0].strip() for process in started)
-    assert said == ["('0001_initial', '0001_initial')", "(None, '0001_initial')"]
+    assert said == [f"('{NEWEST}', '{NEWEST}')", f"(None, '{NEWEST}')"]
     assert migrate.differences(empty) == []
 
 
 def test_threads_that_upgrade_together_do_it_once(empty: Engine) -> None:
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(migrate.upgrade, [empty] * 4))
-    assert done.count((None, "0001_initial")) == 1
-    assert done.count(("0001_initial", "0001_initial")) == 3
+    assert done.count((None, NEWEST)) == 1
+    assert done.count((NEWEST, NEWEST)) == 3
 
 
 @pytest.mark.parametrize(

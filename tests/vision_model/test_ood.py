@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vision_model.data.mixture import MASKED
 from vision_model.errors import SourceInvalid
-from vision_model.net import WIDTH
+from vision_model.net import TAP_SIZE, WIDTH
 from vision_model.pretrain.reference import Reference, Unlikeness, fit_reference, parts_of
 
 TASKS = ("one", "other")
@@ -98,11 +98,18 @@ def test_a_task_without_images_is_named(val: Labelled) -> None:
 
 
 def test_parts_are_the_means_and_the_deviations_of_the_tokens_tap_by_tap() -> None:
-    tokens = np.random.default_rng(5).normal(size=(2, 9, 2 * WIDTH)).astype(np.float32)
+    tokens = np.random.default_rng(5).normal(size=(2, 9, 2 * TAP_SIZE)).astype(np.float32)
     parts = parts_of(torch.from_numpy(tokens)).numpy()
     assert parts.shape == (2, 4, WIDTH)
-    np.testing.assert_allclose(parts[:, 1], tokens.mean(axis=1)[:, WIDTH:], atol=1e-6)
+    np.testing.assert_allclose(parts[:, 1], tokens.mean(axis=1)[:, TAP_SIZE : TAP_SIZE + WIDTH], atol=1e-6)
     np.testing.assert_allclose(parts[:, 2], tokens.std(axis=1)[:, :WIDTH], atol=1e-6)
+
+
+def test_the_class_token_beside_the_patches_is_not_looked_at() -> None:
+    tokens = np.random.default_rng(5).normal(size=(1, 9, TAP_SIZE)).astype(np.float32)
+    changed = tokens.copy()
+    changed[..., WIDTH:] += 1
+    np.testing.assert_array_equal(*(parts_of(torch.from_numpy(t)).numpy() for t in (tokens, changed)))
 
 
 class Scored(nn.Module):
@@ -119,7 +126,7 @@ class Scored(nn.Module):
 
 def test_onnx_runtime_gives_torchs_scores_near_and_far(reference: Reference, tmp_path: Path) -> None:
     scored = Scored(reference).eval()
-    tokens = torch.from_numpy(np.random.default_rng(6).normal(0.5, 0.5, (3, 4, WIDTH)).astype(np.float32))
+    tokens = torch.from_numpy(np.random.default_rng(6).normal(0.5, 0.5, (3, 4, TAP_SIZE)).astype(np.float32))
     program = torch.onnx.export(
         scored,
         (tokens,),

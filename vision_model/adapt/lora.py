@@ -15,7 +15,7 @@ from vision_model.adapt.adapter import Adapter, float_graph, float_model, produc
 from vision_model.adapt.fit import STRENGTH, Examples, Indices, left_out, logistic
 from vision_model.data.tasks import curriculum
 from vision_model.errors import GraphInvalid, SupportInvalid
-from vision_model.net import TAPS, TOKEN_SCALE, HilumNet
+from vision_model.net import TAPS, TOKEN_SCALE, HilumNet, side_by_side
 from vision_model.runtime import Model
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,8 @@ class Tail(nn.Module):
             tokens = block(tokens)
             if number in TAPS:
                 taps.append(self.norm(tokens))
-        return torch.cat(taps, dim=-1)[:, self.prefix :].mean(dim=1) / TOKEN_SCALE
+        seen = [side_by_side(tap[:, self.prefix :], tap[:, : self.prefix]) for tap in taps]
+        return torch.cat(seen, dim=-1).mean(dim=1) / TOKEN_SCALE
 
     def changes(self) -> list[nn.Parameter]:
         """What is learnt."""

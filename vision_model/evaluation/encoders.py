@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vision_model.errors import WeightsInvalid
 from vision_model.manifest import InputSpec
-from vision_model.net import TAPS, TOKEN_SCALE, WIDTH, torchvision_shim
+from vision_model.net import EMBEDDING_SIZE, TAP_SIZE, TAPS, TOKEN_SCALE, read_out, torchvision_shim
 from vision_model.preprocess import prepare, square
 from vision_model.pretrain.initial import WHEEL_SHA256, at_size, initial_weights
 from vision_model.runtime import Model
@@ -74,7 +74,7 @@ class Ours:
 
 
 class Initial:
-    """The initial weights, frozen, read out as ours are: mean patch tokens of blocks 8, 10 and 12."""
+    """The initial weights, frozen, read out as ours are: mean patch and class tokens of blocks 8, 10 and 12."""
 
     name = "initial weights"
 
@@ -82,17 +82,15 @@ class Initial:
         self._spec = spec
         self._net = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=spec.size).eval()
         self._net.load_state_dict(at_size(initial_weights(cache), grid=spec.grid))
-        self.digest = hashlib.sha256(f"{WHEEL_SHA256} {spec.size} {TAPS} bf16".encode()).hexdigest()
-        self.parts = _tap_parts(WIDTH * len(TAPS))
+        self.digest = hashlib.sha256(f"{WHEEL_SHA256} {spec.size} {TAPS} class token bf16".encode()).hexdigest()
+        self.parts = _tap_parts(EMBEDDING_SIZE)
 
     def embed(self, images: Sequence[Image8]) -> dict[str, NDArray[np.float32]]:
         """As Encoder."""
         tensors = torch.from_numpy(np.stack([prepare(image, spec=self._spec).tensor for image in images]))
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-            taps = self._net.forward_intermediates(
-                tensors, indices=list(TAPS), norm=True, output_fmt="NLC", intermediates_only=True
-            )
-        return {"embedding": (torch.cat([t.float().mean(dim=1) for t in taps], dim=-1) / TOKEN_SCALE).numpy()}
+            tokens = read_out(self._net, tensors)
+        return {"embedding": (tokens.float().mean(dim=1) / TOKEN_SCALE).numpy()}
 
 
 class Efficientnet:
@@ -203,7 +201,7 @@ def _grey(image: Image8, *, size: int) -> NDArray[np.float32]:
 
 def _tap_parts(width: int) -> dict[str, slice]:
     """The whole embedding and each third of it, where it is made of three taps."""
-    if width != WIDTH * len(TAPS):
+    if width != EMBEDDING_SIZE:
         return {"all": slice(None)}
-    single = {f"block {tap + 1}": slice(i * WIDTH, (i + 1) * WIDTH) for i, tap in enumerate(TAPS)}
+    single = {f"block {tap + 1}": slice(i * TAP_SIZE, (i + 1) * TAP_SIZE) for i, tap in enumerate(TAPS)}
     return {"all": slice(None), **single}

@@ -18,7 +18,7 @@ from vision_model.data.mixture import MASKED
 from vision_model.data.tasks import Curriculum
 from vision_model.errors import SourceInvalid
 from vision_model.manifest import InputSpec
-from vision_model.net import EMBEDDING_SIZE, TAPS, WIDTH, HilumNet
+from vision_model.net import EMBEDDING_SIZE, TAP_SIZE, TAPS, HilumNet
 from vision_model.preprocess import normalise
 from vision_model.pretrain.reference import parts_of
 from vision_model.runtime import softmax
@@ -27,9 +27,12 @@ logger = logging.getLogger(__name__)
 
 # Columns of the embedding that a head may read: one tap's, or all.
 TAP_COLUMNS = {
-    **{str(tap): slice(i * WIDTH, (i + 1) * WIDTH) for i, tap in enumerate(TAPS)},
+    **{str(tap): slice(i * TAP_SIZE, (i + 1) * TAP_SIZE) for i, tap in enumerate(TAPS)},
     "all": slice(0, EMBEDDING_SIZE),
 }
+
+
+SMALLEST_DEVIATION = 0.01  # of features of about unit size; less would be rounding, and a head would magnify it
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,18 @@ class Embedded:
     parts: NDArray[np.float32]  # (N, P, W), see `parts_of`: what tells an image that is unlike the others
 
 
-def embed_examples(net: HilumNet, examples: Sequence[Example], *, spec: InputSpec, batch: int = 32) -> Embedded:
-    """What the encoder says of the examples, in their order."""
+def embed_examples(
+    net: HilumNet, examples: Sequence[Example], *, spec: InputSpec, bf16: bool, batch: int = 32
+) -> Embedded:
+    """What the encoder says of the examples, in their order; in bf16, where it was trained so, thrice as fast."""
     squares = load_squares(examples, spec=spec)
     means, parts = [], []
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         for start in tqdm(range(0, len(examples), batch), desc="embed", unit="batch", mininterval=10):
             images = np.stack(
                 [normalise(s.astype(np.float32) / np.float32(255), spec=spec) for s in squares[start : start + batch]]
             )
-            tokens = net.unit_features(torch.from_numpy(images))
+            tokens = net.unit_features(torch.from_numpy(images)).float()
             means.append(tokens.mean(dim=1).numpy())
             parts.append(parts_of(tokens).numpy())
     return Embedded(np.concatenate(means), np.concatenate(parts))
@@ -76,7 +81,7 @@ def fit_heads(
     them. Chosen by log loss once a temperature is fitted, since one will be: how sure a head is can be mended, its
     order not. `train` and `val` are (embeddings, targets); a target of MASKED leaves an image out of that task.
     """
-    centre, scale = train[0].mean(axis=0), train[0].std(axis=0) + 1e-6
+    centre, scale = train[0].mean(axis=0), np.maximum(train[0].std(axis=0), SMALLEST_DEVIATION)
     weights, biases = [], []
     names = ["route", *(t.name for t in curriculum.tasks)]
     classes = [len(curriculum.routes), *(len(t.labels) for t in curriculum.tasks)]

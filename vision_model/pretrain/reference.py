@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vision_model.data.mixture import MASKED
 from vision_model.errors import SourceInvalid
-from vision_model.net import WIDTH
+from vision_model.net import TAP_SIZE, WIDTH
 
 logger = logging.getLogger(__name__)
 
@@ -80,11 +80,14 @@ class Unlikeness(nn.Module):
 
 
 def parts_of(tokens: Tensor) -> Tensor:
-    """Patch tokens (B, T, D) of about unit size -> (B, P, WIDTH): mean of each tap's tokens, then their deviation."""
-    mean = tokens.mean(dim=1)
-    spread = (tokens - mean[:, None]).square().mean(dim=1).sqrt()
-    parts: Tensor = torch.cat([mean, spread], dim=-1).unflatten(-1, (-1, WIDTH))
-    return parts
+    """Patch tokens (B, T, D) of about unit size -> (B, P, WIDTH): mean of each tap's patches, then their deviation.
+
+    The class token is left out: it has no spread, and its mean was not needed.
+    """
+    patches = tokens.unflatten(-1, (-1, TAP_SIZE))[..., :WIDTH]  # (B, T, taps, WIDTH)
+    mean = patches.mean(dim=1)
+    spread = (patches - mean[:, None]).square().mean(dim=1).sqrt()
+    return torch.cat([mean, spread], dim=1)
 
 
 def fit_reference(

@@ -75,7 +75,8 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
     round_to_int8(net)
     spec = recipe.input_spec(size=recipe.stages[-1].size, windows=what.windows)
     (train_embedded, train_targets), (val_embedded, val_targets) = (
-        (embed_examples(net, by_split[split], spec=spec), targets(by_split[split], what)) for split in ("train", "val")
+        (embed_examples(net, by_split[split], spec=spec, bf16=recipe.bf16), targets(by_split[split], what))
+        for split in ("train", "val")
     )
     served = ServedNet(
         net,

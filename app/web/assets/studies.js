@@ -58,7 +58,7 @@ export class Studies {
   row(study) {
     const uid = study.study_instance_uid;
     const open = this.study?.study_instance_uid === uid;
-    const facts = [study.study_date, study.modalities.join(", "), plural(study.images, "image")].filter(Boolean).join(" · ");
+    const facts = [study.study_date, study.modalities.join(", "), plural(study.images, "image"), ROADS[study.road]].filter(Boolean).join(" · ");
     const button = h(
       "button",
       { type: "button", class: "study", "data-key": uid, "aria-current": open ? "true" : null, onclick: () => this.actions.open(uid) },
@@ -95,6 +95,17 @@ export class Studies {
     event.stopPropagation();
   }
 }
+
+// How far a study that came over the network has come.
+const ROADS = {
+  arriving: "arriving",
+  queued: "queued",
+  "in-progress": "being diagnosed",
+  "given-up": "diagnosis given up",
+  "results-waiting": "results wait for the archive",
+  "results-refused": "the archive refused results",
+  "results-sent": "results sent",
+};
 
 const MARKS = {
   positive: "Finding",
