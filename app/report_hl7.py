@@ -77,7 +77,7 @@ def _write_patient(patient: Any, findings: StudyFindings) -> None:
 def _write_order(order: Any, findings: StudyFindings, *, at: str) -> None:
     source = findings.evidence[0]
     order.obr_1 = "1"
-    # The filler order number names this result; the accession number is the order's (IHE RAD TF-2 4.1).
+    # The filler order number names this result; the accession number is the order's (IHE RAD-4).
     order.obr_3.ei_1 = findings.instance_uid("sr").rpartition(".")[2]
     order.obr_3.ei_2 = "HILUM"
     order.obr_4.ce_1, order.obr_4.ce_2, order.obr_4.ce_3 = "findings", "Findings by Hilum", PRIVATE_SCHEME

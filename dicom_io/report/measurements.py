@@ -1,6 +1,6 @@
 """The findings as a TID 1500 Measurement Report (PS3.16), each with its probability, operating point and source image.
 
-It is a Comprehensive 3D SR, which IHE AI Results asks every receiver to take. Nothing in it would keep it from being an
+It is a Comprehensive 3D SR, the one that IHE AI Results names. Nothing in it would keep it from being an
 Enhanced SR, but then one study's results would come in another object as soon as a finding has a place in the patient.
 The content is made of highdicom's templates, the document around it on its base class: `highdicom.sr.Comprehensive3DSR`
 copies the content three times, which takes most of the time of a series of 200 images, and copies the source's modules,
@@ -102,7 +102,7 @@ def measurement_report(findings: StudyFindings) -> Dataset:
 
 
 def _evidence_item(findings: StudyFindings) -> Dataset:
-    """Every image of the study that was looked at, by series (PS3.3 C.17.2.3)."""
+    """Every image of the study that was looked at, by series (PS3.3 C.17.2)."""
     study = Dataset()
     study.StudyInstanceUID = findings.evidence[0].ref.study_instance_uid
     series: dict[str, list[Dataset]] = {}

@@ -2,7 +2,7 @@
 
 Built on highdicom's base class and content items rather than its `ParametricMap`, which takes no source without a frame
 of reference (0.28.2), so no radiograph. Such an image gets a frame of reference that it shares with nothing, with the
-origin at its first pixel, which a frame of reference is free to choose (PS3.3 C.7.4.1.1.1), and the directions that its
+origin at its first pixel, which a frame of reference is free to choose, and the directions that its
 Patient Orientation states. Where it states none, no map can be written without inventing left and right: dciodvfy asks
 every map for its planes. The secondary capture is then what remains.
 """
