@@ -16,7 +16,7 @@ from vision_model.explain import Verification, contrast_map, upsample, verify_ex
 from vision_model.preprocess import ModelInput
 from vision_model.runtime import Model
 
-CHECK_STRIDE = 2  # patches that the cover moves: 36 runs of a grid of 12, a few seconds on a small server
+CHECK_STRIDE = 2  # patches that the cover moves: 64 runs of a grid of 16, some seconds on a small server
 CHECK_BATCH = 4
 
 

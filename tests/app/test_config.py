@@ -156,7 +156,7 @@ def test_peers_bear_any_name_and_their_keys_are_checked(tmp_path: Path) -> None:
     peer = '[pacs.peers.archive]\nae_title = "ORTHANC"\nhost = "10.1.2.3"\nport = 4242\n'
     file.write_text(f'{peer}deliver = ["sr"]\n[pacs]\ncalling_ae_titles = ["CT1"]\n')
     settings = config.load(file)
-    assert settings.pacs.callers == {"ORTHANC", "CT1"}
+    assert settings.pacs.callers == frozenset({"ORTHANC", "CT1"})
     assert ("pacs.peers.archive.port", 4242) in [(key, value) for key, value, _ in config.settings_keys(settings)]
     file.write_text(f"{peer}prot = 1\n")
     with pytest.raises(ConfigUnknownKey, match=r"pacs\.peers\.archive\.prot"):

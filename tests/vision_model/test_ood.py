@@ -109,7 +109,8 @@ def test_the_class_token_beside_the_patches_is_not_looked_at() -> None:
     tokens = np.random.default_rng(5).normal(size=(1, 9, TAP_SIZE)).astype(np.float32)
     changed = tokens.copy()
     changed[..., WIDTH:] += 1
-    np.testing.assert_array_equal(*(parts_of(torch.from_numpy(t)).numpy() for t in (tokens, changed)))
+    plain, other = (parts_of(torch.from_numpy(t)).numpy() for t in (tokens, changed))
+    np.testing.assert_array_equal(plain, other)
 
 
 class Scored(nn.Module):
