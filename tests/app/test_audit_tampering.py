@@ -23,7 +23,7 @@ from app.db.tables import APPEND_ONLY, AUDITED, Base
 from tests import services
 from tests.app.records import fill
 
-COLUMNS = [column for table in Base.metadata.sorted_tables for column in table.columns]
+COLUMNS = [column for table in APPEND_ONLY for column in Base.metadata.tables[table].columns]
 
 
 class Intruder:
