@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dicom_io.types import Frame, Instance
-from dicom_io.voi import apply_voi
+from dicom_io.voi import eight_bits
 from vision_model.manifest import InputSpec, Manifest
 from vision_model.preprocess import ModelInput, prepare
 
@@ -58,7 +58,7 @@ def present(frame: Frame, presentation: Presentation, *, spec: InputSpec) -> Mod
             assert presentation.width is not None
             return prepare(frame.pixels, spec=spec, window=(presentation.centre, presentation.width))
         case "file-voi":
-            return prepare((apply_voi(frame) * 255).round().astype(np.uint8), spec=spec)
+            return prepare(eight_bits(frame), spec=spec)
         case "eight-bit":
             return prepare(frame.pixels.astype(np.uint8), spec=spec)
         case "colour" | "percentiles":

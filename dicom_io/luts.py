@@ -105,11 +105,14 @@ def voi_luts(place: Dataset, *, signed: bool, little_endian: bool) -> tuple[VoiL
 
 
 def palette_to_rgb(values: NDArray[Any], dataset: Dataset, *, form: Layout, little_endian: bool) -> NDArray[np.float32]:
-    """Colours of palette indices, (rows, columns, 3) in 0..255 (PS3.3 C.7.6.3.1.5); raises BadAttribute."""
+    """Colours of palette indices, (rows, columns, 3) in 0..255 (PS3.3 C.7.6.3.1.5); raises BadAttribute.
+
+    Of wider entries the upper 8 bits are the colour: white is FF00 in the files of many writers, FFFF in others.
+    """
     channels = []
     for colour in ("Red", "Green", "Blue"):
         one = _palette_table(dataset, colour, form=form, little_endian=little_endian)
-        channels.append((one(values) * (255.0 / one.top)).astype(np.float32))
+        channels.append((one(values) >> (one.bits - 8)).astype(np.float32))
     return np.stack(channels, axis=-1)
 
 

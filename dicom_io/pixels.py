@@ -65,8 +65,11 @@ def _colour(part10: Part10, form: Layout, decoded: Decoded) -> NDArray[np.float3
     """RGB in 0..255, (rows, columns, 3)."""
     if form.photometric == "PALETTE COLOR":
         return palette_to_rgb(decoded.samples, part10.dataset, form=form, little_endian=part10.syntax.little_endian)
-    scale = np.float32(255.0 / form.stored_range[1]) if form.bits_stored != 8 else np.float32(1.0)
-    values = np.asarray(decoded.samples * scale, dtype=np.float32)
+    # Wider samples give their upper 8 bits, as palettes do.
+    samples = decoded.samples >> (form.bits_stored - 8) if form.bits_stored > 8 else decoded.samples
+    values = np.asarray(samples, dtype=np.float32)
+    if form.bits_stored < 8:
+        values *= np.float32(255.0 / form.stored_range[1])
     if decoded.photometric == "RGB":
         return values
     if decoded.photometric != "YBR_FULL" and decoded.photometric != "YBR_FULL_422":

@@ -34,8 +34,11 @@ def window(
 
 def apply_lut(values: NDArray[np.float32], lut: VoiLut) -> NDArray[np.float32]:
     """Map values of any shape to 0..1 by a VOI LUT; values between two entries take the lower one's."""
-    index = np.clip(np.floor(values - np.float32(lut.first_mapped)), 0, len(lut.entries) - 1).astype(np.intp)
-    return np.asarray(lut.entries[index], dtype=np.float32)
+    return np.asarray(lut.entries[_entry_numbers(values, lut)], dtype=np.float32)
+
+
+def _entry_numbers(values: NDArray[np.float32], lut: VoiLut) -> NDArray[np.intp]:
+    return np.clip(np.floor(values - np.float32(lut.first_mapped)), 0, len(lut.entries) - 1).astype(np.intp)
 
 
 def full_range(values: NDArray[np.float32]) -> Window:
@@ -63,3 +66,38 @@ def apply_voi(frame: Frame, voi: Window | VoiLut | None = None) -> NDArray[np.fl
     if isinstance(chosen, VoiLut):
         return apply_lut(frame.pixels, chosen)
     return window(frame.pixels, chosen.centre, chosen.width, chosen.function)
+
+
+def _window_levels(values: NDArray[np.float32], shown: Window) -> NDArray[np.float64]:
+    """Grey levels 0..255 of values under a window, before they are cut to whole numbers."""
+    x, centre, width = values.astype(np.float64), shown.centre, shown.width
+    if shown.function == "SIGMOID":
+        return np.asarray(255.0 / (1.0 + np.exp(np.clip((x - centre) * (-4.0 / width), -80.0, 80.0))))
+    exact = shown.function == "LINEAR_EXACT"
+    middle, span = (centre, width) if exact else (centre - 0.5, width - 1)
+    low, high = middle - span / 2, middle + span / 2
+    # C.11.2.1.2.1 as one line over the values, in dcmtk's order of operations: where a level comes to a whole number,
+    # the last bit of a float64 decides what it is cut to.
+    slope = 255.0 / span if span else 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        levels = 255.0 - (middle / span + 0.5 if span else 0.0) * 255.0 + x * slope
+    return np.asarray(np.where(x <= low, 0.0, np.where(x > high, 255.0, levels)))
+
+
+def eight_bits(frame: Frame, voi: Window | VoiLut | None = None) -> NDArray[np.uint8]:
+    """The picture as a screen of 8 bits shows it: (rows, columns), or (rows, columns, 3) for colour.
+
+    The standard leaves open how an output value becomes a whole number. Levels are cut as dcmtk cuts them, so that both
+    show the same picture bit for bit; `assets/window.js` does the same in the browser.
+    """
+    if frame.pixels.ndim == 3:
+        return np.clip(frame.pixels, 0.0, 255.0).astype(np.uint8)
+    chosen = first_voi(frame) if voi is None else voi
+    if isinstance(chosen, VoiLut):
+        return eight_bit_entries(chosen)[_entry_numbers(frame.pixels, chosen)]
+    return np.clip(_window_levels(frame.pixels, chosen), 0.0, 255.0).astype(np.uint8)
+
+
+def eight_bit_entries(lut: VoiLut) -> NDArray[np.uint8]:
+    """The entries of a VOI LUT as grey levels: the upper 8 bits of what the file holds."""
+    return np.minimum(lut.entries * np.float32(256.0), 255.0).astype(np.uint8)

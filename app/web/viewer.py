@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.types import Frame
+from dicom_io.voi import eight_bit_entries, eight_bits
 
 MEDIA_TYPE = "application/octet-stream"
 HIGHEST_STORED = 65535
@@ -30,14 +31,14 @@ def pack_frame(frame: Frame) -> bytes:
             {
                 "first_mapped": lut.first_mapped,
                 "explanation": lut.explanation,
-                "entries": base64.b64encode(_eight_bits(lut.entries * 255).tobytes()).decode("ascii"),
+                "entries": base64.b64encode(eight_bit_entries(lut).tobytes()).decode("ascii"),
             }
             for lut in frame.voi_luts
         ],
     }
     if frame.pixels.ndim == 3:
         scale = {"kind": "rgb8", "slope": 1.0, "intercept": 0.0, "minimum": 0.0, "maximum": 255.0, "highest": 255}
-        return _packed({**header, **scale}, _eight_bits(frame.pixels))
+        return _packed({**header, **scale}, eight_bits(frame))
     low, high = float(frame.pixels.min()), float(frame.pixels.max())
     slope = 1.0
     if high - low > HIGHEST_STORED or not np.array_equal(frame.pixels, np.rint(frame.pixels)):
@@ -64,7 +65,3 @@ def _packed(header: dict[str, Any], samples: NDArray[Any]) -> bytes:
     text = json.dumps(header, allow_nan=False).encode("ascii")
     text += b" " * (-len(text) % 4)  # typed arrays in the browser start at multiples of their size
     return len(text).to_bytes(4, "little") + text + samples.tobytes()
-
-
-def _eight_bits(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)

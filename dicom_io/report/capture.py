@@ -16,7 +16,7 @@ from dicom_io.report.document import base_arguments, complete
 from dicom_io.report.findings import NOTICE, Device, HeatMap, LabelFinding, StudyFindings, TaskFindings
 from dicom_io.report.parametric_map import DERIVATION, on_frame, put_lossy, source_item
 from dicom_io.types import Frame, VoiLut, Window
-from dicom_io.voi import apply_voi
+from dicom_io.voi import eight_bits
 
 SERIES_NUMBER = 9903
 _PANEL_MIN, _PANEL_MAX = 420, 900  # pixels of the longer side of each panel
@@ -91,9 +91,9 @@ def picture(
     """The picture's pixels, (rows, columns, 3): two panels, colour bar, what is said, and the notice."""
     rows, columns = frame.pixels.shape[:2]
     relevance = on_frame(heat_map, rows=rows, columns=columns)
-    display = apply_voi(frame, voi)
+    display = eight_bits(frame, voi)
     grey = np.broadcast_to(display[..., None], (rows, columns, 3)) if display.ndim == 2 else display
-    plain = _scaled(_bytes(grey * 255), frame.spacing_mm)
+    plain = _scaled(grey, frame.spacing_mm)
     reach = max(float(np.abs(relevance).max()), 1e-6)
     width, height = plain.size
     stretched = Image.fromarray(relevance / reach).resize(plain.size, Image.Resampling.BILINEAR)

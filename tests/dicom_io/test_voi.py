@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis.strategies import floats, lists, sampled_from
 
 from dicom_io.types import Frame, InstanceRef, VoiFunction, VoiLut, Window
-from dicom_io.voi import apply_lut, apply_voi, first_voi, full_range, window
+from dicom_io.voi import apply_lut, apply_voi, eight_bits, first_voi, full_range, window
 
 FUNCTIONS: tuple[VoiFunction, ...] = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 values_strategy = lists(floats(-2000, 4000, width=32), min_size=2, max_size=50)
@@ -105,3 +105,28 @@ def test_a_constant_image_has_a_window_too() -> None:
 def test_colour_takes_no_window() -> None:
     shown = apply_voi(frame(np.full((1, 1, 3), 51.0), windows=(Window(0, 1),)))
     assert shown.ravel().tolist() == pytest.approx([0.2, 0.2, 0.2])
+
+
+def test_levels_are_cut_to_whole_numbers() -> None:
+    """y = ((x - (c - 0.5)) / (w - 1) + 0.5) * 255 with c = 2 and w = 4: 0, 85, 170 and 255, and halves between."""
+    shown = eight_bits(frame(np.array([[-9, 0, 0.75, 1, 2, 2.99, 3, 9]])), Window(2, 4))
+    assert shown.dtype == np.uint8
+    assert shown.tolist() == [[0, 0, 63, 85, 170, 254, 255, 255]]
+
+
+def test_levels_of_a_lut_are_the_upper_bits_of_its_entries() -> None:
+    entries = np.array([0, 0x00FF, 0x0100, 0x7FFF, 0x8000, 0xFEFF, 0xFF00, 0xFFFF])
+    lut = VoiLut(first_mapped=-2, entries=(entries / 0xFFFF).astype(np.float32))
+    shown = eight_bits(frame(np.arange(-3, 7)[None, :]), lut)
+    assert shown.tolist() == [[0, 0, 0, 1, 0x7F, 0x80, 0xFE, 0xFF, 0xFF, 0xFF]]
+
+
+@given(centre=floats(-1000, 1000), width=floats(2, 4000), values=values_strategy, function=sampled_from(FUNCTIONS))
+def test_levels_are_those_of_the_display_values(
+    centre: float, width: float, values: list[float], function: VoiFunction
+) -> None:
+    shown = frame(np.array([values]), windows=(Window(centre, width, function),))
+    levels = 255 * apply_voi(shown).astype(np.float64)
+    # The display values are float32: a span of 1 and values of thousands cost a tenth of a level.
+    assert (levels - eight_bits(shown)).min() > -0.2
+    assert (levels - eight_bits(shown)).max() < 1.2

@@ -23,7 +23,7 @@ from dicom_io.limits import Limits
 from dicom_io.read import frames, read_instance
 from dicom_io.sandbox import Sandbox
 from dicom_io.types import Frame, Instance
-from dicom_io.voi import apply_voi
+from dicom_io.voi import eight_bits
 from vision_model.data.example import PRECEDENCE, Example, Split, split_of
 from vision_model.data.folder import labelled_files
 from vision_model.errors import SourceInvalid
@@ -139,7 +139,7 @@ def show(frame: Frame, *, modality: str, body_part: str, spec: InputSpec) -> Mod
     if rule is not None:
         return prepare(frame.pixels, spec=spec, window=rule)
     if frame.windows or frame.voi_luts:
-        return prepare((apply_voi(frame) * 255).round().astype(np.uint8), spec=spec)
+        return prepare(eight_bits(frame), spec=spec)
     if modality in DISPLAY_MODALITIES and frame.pixels.min() >= 0 and frame.pixels.max() <= 255:
         return prepare(frame.pixels.astype(np.uint8), spec=spec)
     return prepare(frame.pixels, spec=spec)

@@ -18,7 +18,8 @@ export function greyLevel(value, { centre, width, function: shape }) {
   const middle = exact ? centre : centre - 0.5;
   if (value <= middle - span / 2) return 0;
   if (value > middle + span / 2) return 255;
-  return ((value - middle) / span + 0.5) * 255;
+  // The order of operations is that of dicom_io/voi.py, so that both cut to the same whole numbers.
+  return 255 - (middle / span + 0.5) * 255 + value * (255 / span);
 }
 
 // One packed grey pixel for each stored value; `frame` gives the line from stored values to modality units.
@@ -28,8 +29,8 @@ export function table(frame, setting, inverted) {
   for (let stored = 0; stored < packed.length; stored++) {
     const value = stored * frame.slope + frame.intercept;
     let level = lut
-      ? lut[Math.min(lut.length - 1, Math.max(0, Math.round(value - setting.first_mapped)))]
-      : Math.round(greyLevel(value, setting));
+      ? lut[Math.min(lut.length - 1, Math.max(0, Math.floor(value - setting.first_mapped)))]
+      : Math.min(255, Math.max(0, Math.floor(greyLevel(value, setting))));
     if (inverted) level = 255 - level;
     packed[stored] = 0xff000000 | (level << 16) | (level << 8) | level;
   }
