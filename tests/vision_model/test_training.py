@@ -324,6 +324,6 @@ def test_a_graph_that_differs_from_torch_is_not_written(what: Curriculum, recipe
     )
     images = rng.normal(size=(2, 3, 28, 28)).astype(np.float32)
     served = ServedNet(HilumNet(what, size=28), heads, reference)
-    with pytest.raises(ParityFailed, match="between torch and ONNX Runtime"):
+    with pytest.raises(ParityFailed, match="ONNX Runtime"):  # in its numbers, or in the order of two labels first
         export(served, size=28, path=tmp_path / GRAPH_NAME, images=images)
     assert list(tmp_path.iterdir()) == []
