@@ -38,7 +38,10 @@ def apply_lut(values: NDArray[np.float32], lut: VoiLut) -> NDArray[np.float32]:
 
 
 def _entry_numbers(values: NDArray[np.float32], lut: VoiLut) -> NDArray[np.intp]:
-    return np.clip(np.floor(values - np.float32(lut.first_mapped)), 0, len(lut.entries) - 1).astype(np.intp)
+    numbers: NDArray[np.intp] = np.clip(
+        np.floor(values - np.float32(lut.first_mapped)), 0, len(lut.entries) - 1
+    ).astype(np.intp)
+    return numbers
 
 
 def full_range(values: NDArray[np.float32]) -> Window:
@@ -100,4 +103,5 @@ def eight_bits(frame: Frame, voi: Window | VoiLut | None = None) -> NDArray[np.u
 
 def eight_bit_entries(lut: VoiLut) -> NDArray[np.uint8]:
     """The entries of a VOI LUT as grey levels: the upper 8 bits of what the file holds."""
-    return np.minimum(lut.entries * np.float32(256.0), 255.0).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.minimum(lut.entries * np.float32(256.0), 255.0).astype(np.uint8)
+    return levels

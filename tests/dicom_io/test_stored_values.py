@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +51,7 @@ def extracted(path: Path, syntax: str, folder: Path) -> tuple[bytes, bool]:
 
 def values_of(content: bytes, form: Layout, *, count: int, by_plane: bool) -> NDArray[np.uint64]:
     """The words of the extracted bytes, (frames, ...) in the order of pixels, with only their stored bits."""
+    words: NDArray[Any]
     if form.bits_allocated == 1:
         words = np.unpackbits(np.frombuffer(content, np.uint8), bitorder="little")
     else:

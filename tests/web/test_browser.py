@@ -219,7 +219,8 @@ def test_the_browser_shows_the_same_grey_levels_as_the_server(visit: Visit) -> N
         shown = visit.page.evaluate(
             """async ([values, setting]) => {
                 const { table } = await import("/hilum/window.js");
-                return values.map((value) => table({ highest: 0, slope: 1, intercept: value }, setting, false)[0] & 255);
+                const frame = (value) => ({ highest: 0, slope: 1, intercept: value });
+                return values.map((value) => table(frame(value), setting, false)[0] & 255);
             }""",
             [values, setting],
         )
