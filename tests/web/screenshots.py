@@ -1,6 +1,6 @@
 """Take the pictures of docs/screenshots with the shipped model: `python -m tests.web.screenshots`.
 
-They show a phantom and a file of the pydicom package: no patient's image goes into a picture that is published.
+They show a file of the pydicom package: no other patient's image goes into a picture that is published.
 """
 
 import io
@@ -12,7 +12,6 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.services import require
 from tests.web.conftest import CHROMIUM_ARGUMENTS
-from tests.web.images import brain_phantom
 from tests.web.server import ROOT, Server
 
 PICTURES = ROOT / "docs/screenshots"
@@ -20,7 +19,7 @@ SIZE = {"width": 1366, "height": 768}
 
 
 def main() -> None:
-    """Write findings.png, abstention.png and audit.png."""
+    """Write abstention.png and audit.png."""
     expect.set_options(timeout=60_000)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -32,14 +31,6 @@ def main() -> None:
         page.goto(server.url)
         _sample(page, "Abdominal MR")
         _keep(page, "abstention")
-        page.set_input_files(
-            "#choose-files", {"name": "phantom.dcm", "mimeType": "application/dicom", "buffer": brain_phantom()}
-        )
-        expect(page.locator(".activity-list")).to_contain_text("phantom.dcm")
-        _done(page)
-        page.get_by_role("button", name="Heat map for Meningioma").click()
-        expect(page.locator(".viewer.with-heat")).to_be_visible()
-        _keep(page, "findings")
         page.get_by_role("tab", name="Audit").click()
         expect(page.locator("#events tbody tr").first).to_be_visible()
         page.get_by_role("button", name="Verify the trail").click()
