@@ -1,6 +1,6 @@
 """Take the pictures of docs/screenshots with the shipped model: `python -m tests.web.screenshots`.
 
-They show a file of the pydicom package: no other patient's image goes into a picture that is published.
+They show a phantom and a file of the pydicom package: no other patient's image goes into a picture that is published.
 """
 
 import io
@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.services import require
 from tests.web.conftest import CHROMIUM_ARGUMENTS
+from tests.web.images import brain_phantom
 from tests.web.server import ROOT, Server
 
 PICTURES = ROOT / "docs/screenshots"
@@ -19,7 +20,7 @@ SIZE = {"width": 1366, "height": 768}
 
 
 def main() -> None:
-    """Write abstention.png and audit.png."""
+    """Write abstention.png, phantom.png and audit.png."""
     expect.set_options(timeout=60_000)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -31,6 +32,12 @@ def main() -> None:
         page.goto(server.url)
         _sample(page, "Abdominal MR")
         _keep(page, "abstention")
+        page.set_input_files(
+            "#choose-files", {"name": "phantom.dcm", "mimeType": "application/dicom", "buffer": brain_phantom()}
+        )
+        expect(page.locator(".activity-list")).to_contain_text("phantom.dcm")
+        _done(page)
+        _keep(page, "phantom")
         page.get_by_role("tab", name="Audit").click()
         expect(page.locator("#events tbody tr").first).to_be_visible()
         page.get_by_role("button", name="Verify the trail").click()
