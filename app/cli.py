@@ -12,7 +12,7 @@ from app import logs
 
 COMMANDS = {
     "serve": "show the web page, and answer its uploads",
-    "listen": "take what the DICOM network sends, and diagnose it",
+    "listen": "take what the DICOM network sends",
     "worker": "diagnose what other processes take in from the network",
     "diagnose": "read files, folders or zips once and print what the model says",
     "model": "describe or verify a model",

@@ -22,12 +22,13 @@ from app.db import audit
 from app.db.session import Sessions
 from app.db.tables import FindingRow, PredictionRow, Series, StoredInstance
 from app.db.work import Publication, WorkItem
+from app.errors import HilumError
 from app.evidence import evidence as heat_map_of
 from app.identity import SYSTEM
 from app.peers import remote
 from app.spool import Spool
 from dicom_io.dimse import store
-from dicom_io.errors import NothingToReport, PeerRefused, PeerUnreachable
+from dicom_io.errors import DicomError, NothingToReport, PeerUnreachable
 from dicom_io.read import frames, read_instance
 from dicom_io.report.capture import secondary_capture
 from dicom_io.report.findings import (
@@ -122,7 +123,7 @@ def send(*, pacs: Pacs, sessions: Sessions, spool: Spool, now: Callable[[], date
     """Send what is due, to each destination in the order it was made; how many objects arrived.
 
     A destination that does not answer is tried again, ever more seldom, and nothing overtakes what waits for it. What
-    it refuses is set aside, and the next is sent.
+    it refuses, or the spool has lost, is set aside, and the next is sent. Raises ConfigInvalid.
     """
     return sum(
         _send_to(name, peer, pacs=pacs, sessions=sessions, spool=spool, now=now) for name, peer in pacs.peers.items()
@@ -145,11 +146,11 @@ def _send_to(
             first = session.scalar(waiting)
         if first is None or first.next_attempt_at > now():
             return sent
-        error: PeerUnreachable | PeerRefused | None = None
+        error: DicomError | HilumError | None = None
         try:
             for _ in store([spool.path(first.sha256)], remote=destination):
                 sent += 1
-        except (PeerUnreachable, PeerRefused) as failure:
+        except (DicomError, HilumError) as failure:  # HilumError: the file is gone from the spool
             error = failure
         _note(first, error, sessions=sessions, now=now)
         if isinstance(error, PeerUnreachable):
@@ -158,7 +159,7 @@ def _send_to(
 
 def _note(
     publication: Publication,
-    error: PeerUnreachable | PeerRefused | None,
+    error: DicomError | HilumError | None,
     *,
     sessions: Sessions,
     now: Callable[[], datetime],
@@ -170,9 +171,9 @@ def _note(
         row.error_code, row.error_message = (None, None) if error is None else (error.code, str(error))
         if error is None:
             row.state, row.sent_at = "SENT", now()
-        elif isinstance(error, PeerRefused):
+        elif not isinstance(error, PeerUnreachable):
             row.state = "FAILED"
-            logger.error("%s refused a result: %s", row.destination, error)
+            logger.error("a result for %s was set aside: %s", row.destination, error.code)
         else:
             wait = min(FIRST_WAIT_SECONDS * 2 ** (row.attempts - 1), LONGEST_WAIT_SECONDS)
             row.next_attempt_at = now() + timedelta(seconds=wait)

@@ -43,14 +43,15 @@ class Done:
 
 
 def run(services: Services, stop: threading.Event) -> None:
-    """Work until `stop` is set; a database that is away for a while is waited for."""
+    """Work until `stop` is set. A pass that fails is logged, and the next one tries again: nobody else would."""
     holder = f"{socket.gethostname()}:{os.getpid()}"
     while not stop.is_set():
         try:
             if once(services, holder=holder, stop=stop):
                 continue
-        except SQLAlchemyError as error:
-            logger.error("the worker waits for the database: %s", type(error).__name__)
+        except Exception as error:  # noqa: BLE001 (a worker that ended here would leave studies undone, and say nothing)
+            # Not the message: a database's may hold a patient's values.
+            logger.error("a pass of the worker failed: %s", getattr(error, "code", type(error).__name__))
         stop.wait(IDLE_SECONDS)
 
 
@@ -99,10 +100,11 @@ def _predict(services: Services, item: WorkItem, *, stop: threading.Event) -> No
     for number, result in enumerate(results, start=1):
         if isinstance(result, NotDiagnosed) and not result.has_no_image:
             logger.warning("an image of work item %s was not diagnosed: %s", item.uid, result.code)
-        if number % settings.batch_size == 0 and not (
-            not stop.is_set() and worklist.renew(services.sessions, item, lease_seconds=LEASE_SECONDS, now=services.now)
-        ):
-            return  # stopping, or another has taken over: what is recorded stays, and the rest is done by the next
+        if number % settings.batch_size:
+            continue
+        # Where it stops, or another has taken over, what is recorded stays, and the next holder does the rest.
+        if stop.is_set() or not worklist.renew(services.sessions, item, lease_seconds=LEASE_SECONDS, now=services.now):
+            return
     made = publish.objects(
         item,
         pacs=services.settings.pacs,

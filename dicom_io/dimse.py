@@ -1,4 +1,4 @@
-"""Speak to another application: verify that it is there, and give it files as they are kept (PS3.4 Annexes A and B)."""
+"""Speak to another application: give it files as they are kept (PS3.4 Annex B), or what else an association is for."""
 
 import socket
 import ssl
@@ -14,7 +14,7 @@ from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 
 from dicom_io.errors import PeerRefused, PeerUnreachable
-from dicom_io.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, VERIFICATION
+from dicom_io.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 ANSWER_SECONDS = 30.0
 WARNINGS = range(0xB000, 0xC000)  # stored, with a remark (PS3.7 C.1)
@@ -32,12 +32,6 @@ class Remote:
     port: int
     calling_ae_title: str
     tls: ssl.SSLContext | None = None
-
-
-def echo(remote: Remote) -> None:
-    """C-ECHO. Raises PeerUnreachable and PeerRefused."""
-    with association(remote, [(VERIFICATION, None)]) as opened:
-        answered(opened.send_c_echo().get("Status"), "C-ECHO", remote)
 
 
 def store(paths: Sequence[Path], *, remote: Remote) -> Iterator[Path]:

@@ -1,25 +1,19 @@
-"""Take what the DICOM network sends, until told to stop."""
+"""Take what the DICOM network sends, until told to stop; `hilum worker` or `hilum serve` diagnoses it."""
 
 import argparse
 import signal
 import threading
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`hilum listen`'s option."""
-    parser.add_argument(
-        "--without-worker",
-        action="store_true",
-        help="only take files in; `hilum worker` on this or another machine diagnoses them",
-    )
+def add_arguments(_parser: argparse.ArgumentParser) -> None:
+    """`hilum listen` has no options of its own."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Listen, and diagnose unless told not to; returns after SIGINT or SIGTERM. Raises ConfigInvalid without a port."""
+    """Listen; returns after SIGINT or SIGTERM. Raises ConfigInvalid without a port."""
     from app.config import load
     from app.errors import ConfigInvalid
     from app.pacs.listen import listener
-    from app.pacs.roles import working
     from app.wiring import services
 
     settings = load(args.config)
@@ -28,11 +22,7 @@ def run(args: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: stop.set())
-    with (
-        services(settings, upgrade=True) as running,
-        listener(running) as started,
-        working(running, enabled=not args.without_worker),
-    ):
+    with services(settings, upgrade=True) as running, listener(running) as started:
         print(
             f"{settings.pacs.ae_title} listens on {settings.pacs.host}:{started.port} (research use only)", flush=True
         )

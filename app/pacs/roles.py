@@ -1,4 +1,4 @@
-"""The PACS roles that run beside something else in one process."""
+"""The PACS roles that run beside the page in one process."""
 
 import threading
 from collections.abc import Iterator
@@ -10,25 +10,16 @@ from app.wiring import Services
 
 
 @contextmanager
-def working(services: Services, *, enabled: bool = True) -> Iterator[None]:
-    """A worker thread for as long as the block lasts; leaving it waits for the batch that is under way."""
-    stop = threading.Event()
-    thread = threading.Thread(target=worker.run, args=(services, stop), name="worker", daemon=True)
-    if enabled:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        if enabled:
-            thread.join()
-
-
-@contextmanager
 def all_roles(services: Services) -> Iterator[None]:
-    """The listener, where a port is configured, and the worker."""
+    """The listener, where a port is configured, and the worker; leaving waits for the batch that is under way."""
+    stop = threading.Event()
+    working = threading.Thread(target=worker.run, args=(services, stop), name="worker", daemon=True)
     with ExitStack() as running:
         if services.settings.pacs.port is not None:
             running.enter_context(listener(services))
-        running.enter_context(working(services))
-        yield
+        working.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            working.join()

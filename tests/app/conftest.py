@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 import vision_model
+from app.config import Settings
 from app.db.session import Sessions
 from app.diagnose import diagnose
 from app.identity import LOCAL_USER
 from app.receive import NotReceived, Received, receive
 from app.results import Diagnosed, NotDiagnosed
 from app.spool import Spool
+from app.wiring import Services
 from dicom_io.limits import Limits
 from dicom_io.sandbox import Sandbox
 from tests.vision_model.tiny import tiny_model
@@ -98,6 +100,20 @@ class Desk:
         results = list(self.results(*self.received(*paths), age=age, model=model))
         assert all(isinstance(result, Diagnosed) for result in results), results
         return [result for result in results if isinstance(result, Diagnosed)]
+
+
+def services_of(desk: Desk, settings: Settings) -> Services:
+    """The application's parts on a desk's database and spool."""
+    return Services(
+        settings=settings,
+        sandbox=desk.sandbox,
+        model=desk.model,
+        now=desk.now,
+        engine=desk.sessions.kw["bind"],
+        sessions=desk.sessions,
+        spool=desk.spool,
+        scratch=desk.scratch,
+    )
 
 
 @pytest.fixture

@@ -26,23 +26,14 @@ from app.wiring import Services
 from dicom_io.listener import Listener
 from dicom_io.uids import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from tests import services as programs
-from tests.app.conftest import Desk, on_sqlite
+from tests.app.conftest import Desk, on_sqlite, services_of
 from tests.app.films import DX_IMAGE, ROOT, film
 
 
 @pytest.fixture
 def services(desk: Desk, tmp_path: Path) -> Services:
     pacs = Pacs(port=0, calling_ae_titles=("STORESCU",), quiet_seconds=5, idle_seconds=5)
-    return Services(
-        settings=Settings(pacs=pacs),
-        sandbox=desk.sandbox,
-        model=desk.model,
-        now=desk.now,
-        engine=desk.sessions.kw["bind"],
-        sessions=desk.sessions,
-        spool=desk.spool,
-        scratch=desk.scratch,
-    )
+    return services_of(desk, Settings(pacs=pacs))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The unattended loop: storescu to Hilum, diagnosis, results in a real Orthanc, with nobody touching anything."""
 
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -16,12 +17,13 @@ from app.config import Pacs, Peer, Settings
 from app.db import audit
 from app.db.queries import study_lines
 from app.db.work import Publication
+from app.errors import ConfigInvalid
 from app.identity import LOCAL_USER
 from app.pacs.listen import listener
 from app.publish import installation
 from app.wiring import Services
 from tests import services as programs
-from tests.app.conftest import Desk, on_sqlite
+from tests.app.conftest import Desk, on_sqlite, services_of
 from tests.app.films import ROOT, film
 
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -42,16 +44,7 @@ def services(desk: Desk, orthanc: programs.Orthanc) -> Services:
         deliver=("sr", "key-objects", "secondary-capture"),
     )
     pacs = Pacs(port=0, calling_ae_titles=("STORESCU",), quiet_seconds=5, peers={"archive": archive})
-    return Services(
-        settings=Settings(pacs=pacs),
-        sandbox=desk.sandbox,
-        model=desk.model,
-        now=desk.now,
-        engine=desk.sessions.kw["bind"],
-        sessions=desk.sessions,
-        spool=desk.spool,
-        scratch=desk.scratch,
-    )
+    return services_of(desk, Settings(pacs=pacs))
 
 
 def later(services: Services, seconds: float) -> Services:
@@ -148,6 +141,41 @@ def test_what_the_archive_refuses_is_set_aside_and_the_next_is_sent(
         states = session.scalars(select(Publication.state).order_by(Publication.id)).all()
     assert road(services) == "results-refused"
     assert list(states) == ["FAILED", *["SENT"] * (total - 1)]
+
+
+@on_sqlite
+def test_a_result_that_the_spool_has_lost_does_not_hold_up_the_next(
+    services: Services, orthanc: programs.Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listener(services) as running:
+        send(running.port, film(tmp_path / "in", study=41))
+    with monkeypatch.context() as patched:
+        patched.setattr("app.publish.send", lambda **_: 0)
+        assert worker.once(later(services, 10), holder="test").diagnosed == 1
+    with services.sessions() as session:
+        waiting = session.scalars(select(Publication).order_by(Publication.id)).all()
+    services.spool.path(waiting[0].sha256).unlink()
+    assert worker.once(later(services, 20), holder="test").sent == len(waiting) - 1
+    with services.sessions() as session:
+        rows = session.scalars(select(Publication).order_by(Publication.id)).all()
+    assert [row.state for row in rows] == ["FAILED", *["SENT"] * (len(waiting) - 1)]
+    assert rows[0].error_code == "spool.missing"
+
+
+@on_sqlite
+def test_a_worker_outlives_a_pass_that_fails(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, passes = threading.Event(), []
+
+    def once(*_: object, **__: object) -> worker.Done:
+        passes.append(1)
+        if len(passes) == 1:
+            raise ConfigInvalid("a certificate is gone")
+        stop.set()
+        return worker.Done()
+
+    monkeypatch.setattr(worker, "once", once)
+    worker.run(services, stop)
+    assert len(passes) == 2
 
 
 def test_the_installations_key_is_made_once_and_kept(tmp_path: Path) -> None:

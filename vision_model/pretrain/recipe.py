@@ -47,7 +47,6 @@ class Recipe:
     text_weight: float
     self_weight: float
     average: float  # decay of the exponential moving average of the weights, which is also the teacher
-    initial_share: float  # of the initial weights in the finished encoder
     modality_cap: float
     watch_every: int  # steps between two looks at the loss on val
     mean: tuple[float, float, float]
@@ -84,8 +83,6 @@ def read_recipe(name_or_path: str) -> Recipe:
         recipe = Recipe(name=path.stem, stages=stages, sources=sources, **numbers)
     except (KeyError, TypeError) as exc:
         raise RecipeInvalid(f"{path}: {exc}") from exc
-    if recipe.initial_share and recipe.initial == "random":
-        raise RecipeInvalid(f"{path}: initial_share is {recipe.initial_share}, and random weights are no start to keep")
     for stage in recipe.stages:
         if stage.size % 14:
             raise RecipeInvalid(f"{path}: size {stage.size} is not a multiple of the patch, 14")
