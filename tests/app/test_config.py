@@ -166,6 +166,15 @@ def test_peers_bear_any_name_and_their_keys_are_checked(tmp_path: Path) -> None:
         config.load(file)
 
 
+def test_peers_can_be_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HILUM__PACS__PEERS", '{"archive": {"ae_title": "ORTHANC", "host": "10.1.2.3", "port": 4242}}')
+    monkeypatch.setenv("HILUM__PACS__PEERS__ARCHIVE__PORT", "104")
+    assert config.load().pacs.peers["archive"].port == 104
+    monkeypatch.setenv("HILUM__PACS__PEERS__ARCHIVE__PROT", "104")
+    with pytest.raises(ConfigUnknownKey, match=r"pacs\.peers\.archive\.prot"):
+        config.load()
+
+
 def test_every_setting_says_what_it_means() -> None:
     for key, _, meaning in config.settings_keys():
         assert meaning or key.startswith("reading.limits.")  # those are explained beside their definition
