@@ -58,7 +58,7 @@ export class Studies {
   row(study) {
     const uid = study.study_instance_uid;
     const open = this.study?.study_instance_uid === uid;
-    const facts = [study.study_date, study.modalities.join(", "), plural(study.images, "image"), ROADS[study.road]].filter(Boolean).join(" · ");
+    const facts = [study.study_date, study.modalities.join(", "), plural(study.images, "image")].filter(Boolean).join(" · ");
     const button = h(
       "button",
       { type: "button", class: "study", "data-key": uid, "aria-current": open ? "true" : null, onclick: () => this.actions.open(uid) },
@@ -66,6 +66,7 @@ export class Studies {
       h("span", { class: study.state === "positive" ? "mark finding" : "mark" }, MARKS[study.state]),
       h("span", { class: "quiet" }, [study.patient_id, study.description].filter(Boolean).join(" · ") || "No description"),
       h("span", { class: "quiet" }, facts),
+      study.road && h("span", { class: "quiet" }, ROADS[study.road]),
     );
     if (!open || this.study.series.length < 2) return h("div", { class: "study-row" }, button);
     const series = this.study.series.map((one, index) =>
@@ -98,13 +99,13 @@ export class Studies {
 
 // How far a study that came over the network has come.
 const ROADS = {
-  arriving: "arriving",
-  queued: "queued",
-  "in-progress": "being diagnosed",
-  "given-up": "diagnosis given up",
-  "results-waiting": "results wait for the archive",
-  "results-refused": "the archive refused results",
-  "results-sent": "results sent",
+  arriving: "Arriving",
+  queued: "Queued",
+  "in-progress": "Being diagnosed",
+  "given-up": "Diagnosis given up",
+  "results-waiting": "Results wait for the archive",
+  "results-refused": "The archive refused results",
+  "results-sent": "Results sent",
 };
 
 const MARKS = {
