@@ -14,7 +14,8 @@ from app.receive import Received, digest
 from app.record import record
 from app.results import Diagnosed, NotDiagnosed, ReadImage
 from app.window import as_record, choose, needs_route, present
-from dicom_io.errors import DicomError, NoPixels
+from dicom_io.errors import DicomError, NoPixels, NotAVolume
+from dicom_io.geometry import slices_of, volume
 from dicom_io.read import frames, group
 from dicom_io.sandbox import Sandbox
 from dicom_io.types import Series
@@ -23,6 +24,8 @@ from vision_model.preprocess import ModelInput
 from vision_model.runtime import Model, Prediction
 
 Prepared = tuple[ReadImage, ModelInput]
+
+SLICED = frozenset({"CT", "MR", "PT"})  # modalities whose series are meant to be volumes
 
 
 def diagnose(
@@ -78,6 +81,7 @@ def plan(
     for study in group(each.instance for each in by_uid.values()):
         for series in study.series:
             chosen, warnings = _sample(series, frames_per_series)
+            warnings += _not_a_volume(series)
             for instance, numbers in zip(series.instances, chosen, strict=True):
                 if numbers or instance.number_of_frames == 0:
                     yield by_uid[instance.ref.sop_instance_uid], numbers, warnings
@@ -98,6 +102,17 @@ def _sample(series: Series, limit: int) -> tuple[list[Sequence[int]], tuple[str,
         before += count
     read = ", ".join(str(position + 1) for position in positions)
     return chosen, (f"This series holds {total} images; {limit} of them were read, evenly spaced: {read}.",)
+
+
+def _not_a_volume(series: Series) -> tuple[str, ...]:
+    """What the reader of a stack of slices should know before trusting its order; nothing for other images."""
+    if series.modality not in SLICED or len(series.instances) < 2:
+        return ()
+    try:
+        volume(slices_of(series))
+    except NotAVolume as reason:
+        return (f"The slices of this series are not one regular volume: {reason}. Each was assessed alone.",)
+    return ()
 
 
 def _prepare(

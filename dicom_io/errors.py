@@ -27,6 +27,7 @@
     │   ├── EvidenceMissing             dicom.evidence-missing
     │   ├── HeatMapUnfit                dicom.heat-map-unfit
     │   └── HeatMapUnplaced             dicom.heat-map-unplaced
+    ├── NotAVolume                      dicom.not-a-volume
     ├── PeerError                       dicom.peer
     │   ├── PeerUnreachable             dicom.peer-unreachable
     │   └── PeerRefused                 dicom.peer-refused
@@ -197,6 +198,18 @@ class HeatMapUnfit(NotReported):
     code = "dicom.heat-map-unfit"
 
 
+class HeatMapUnplaced(NotReported):
+    """The image does not say how it lies in the patient, which a parametric map must."""
+
+    code = "dicom.heat-map-unplaced"
+
+
+class NotAVolume(DicomError):
+    """The slices of a series do not make one regular volume; the message says why. Each can still be read alone."""
+
+    code = "dicom.not-a-volume"
+
+
 class PeerError(DicomError):
     """Another application on the network did not do what was asked."""
 
@@ -220,12 +233,6 @@ class PeerRefused(PeerError):
     def __init__(self, operation: str, status: int) -> None:
         super().__init__(f"{operation} was refused (status 0x{status:04X})")
         self.status = status
-
-
-class HeatMapUnplaced(NotReported):
-    """The image does not say how it lies in the patient, which a parametric map must."""
-
-    code = "dicom.heat-map-unplaced"
 
 
 class SandboxError(DicomError):

@@ -152,6 +152,7 @@ WORDINGS: dict[str, Wording] = {
     "dicom.nothing-to-report": Wording(422, "There is no finding of this study that could be reported."),
     "dicom.evidence-mixed": Wording(422, "The images are of more than one study, and each has its own report."),
     "dicom.evidence-missing": Wording(422, "A finding speaks of an image that is not at hand, so it is not reported."),
+    "dicom.not-a-volume": Wording(422, "The slices of this series do not make one volume. Each can be read alone."),
     "dicom.heat-map-unfit": Wording(422, "A heat map does not fit its image, so it is not written."),
     "dicom.heat-map-unplaced": Wording(
         422, "The image does not say how it lies in the patient, so its heat map is written as a picture only."

@@ -301,6 +301,14 @@ def test_slices_are_read_in_the_order_of_their_places(desk: Desk, tmp_path: Path
 
 
 @on_sqlite
+@pytest.mark.parametrize(("numbers", "said"), [((1, 2, 3, 4), False), ((1, 2, 3, 5), True)])
+def test_a_stack_with_a_missing_slice_says_so(desk: Desk, tmp_path: Path, numbers: tuple[int, ...], said: bool) -> None:
+    received = desk.received(*(ct(tmp_path / "in", number) for number in numbers))
+    [warnings] = {warnings for _, _, warnings in plan(received, frames_per_series=64)}
+    assert any("1 slices are missing, after slice 3" in warning for warning in warnings) is said
+
+
+@on_sqlite
 @pytest.mark.parametrize("body_part", ["CHEST", "THORAX", "LUNG"])
 def test_a_chest_ct_is_shown_with_the_window_of_the_training_images(
     desk: Desk, tmp_path: Path, chest_ct_model: Model, body_part: str
