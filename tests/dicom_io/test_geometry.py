@@ -52,7 +52,7 @@ def test_a_turned_stack_in_any_order_is_the_same_volume(
     turn = np.array(
         [[math.cos(about_z), -math.sin(about_z), 0], [math.sin(about_z), math.cos(about_z), 0], [0, 0, 1]]
     ) @ np.array([[1, 0, 0], [0, math.cos(about_x), -math.sin(about_x)], [0, math.sin(about_x), math.cos(about_x)]])
-    orientation = tuple((*turn[:, 0], *turn[:, 1]))
+    orientation = (*turn[:, 0], *turn[:, 1])
     at = [tuple((turn[:, 2] * gap_mm * i).tolist()) for i in order]
     made = volume([Slice((x, y, z), orientation, 64, 64) for x, y, z in at])
     assert made.spacing_mm == pytest.approx(gap_mm)
