@@ -52,7 +52,8 @@ def volume(slices: Sequence[Slice]) -> Volume:
     """The regular volume that the slices make, in whatever order they come.
 
     Raises NotAVolume with the first reason found: too few, not placed, of several sizes or directions, two at one
-    place, one missing, unevenly spaced, or a tilted gantry, whose slices are sheared against each other (PS3.3 C.8.2.1.1.2).
+    place, one missing, unevenly spaced, or a tilted gantry, whose slices are sheared against each other
+    (PS3.3 C.8.2.1.1.2).
     """
     if len(slices) < 2:
         raise NotAVolume("there is only one slice")
