@@ -24,7 +24,7 @@ from dicom_io.limits import Limits
 
 PREFIX = "HILUM__"
 GIB = 1 << 30
-PEERS = "pacs.peers."
+PEERS = ("pacs.peers.", "pacs.web_peers.")
 
 
 def _is_loopback(host: str) -> bool:
@@ -143,6 +143,31 @@ class Peer(Section):
     deliver: tuple[ResultKind, ...] = Field(
         default=(), description="results of each diagnosed study that are sent there"
     )
+    move_ae_title: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=16,
+        description="fetch from it by C-MOVE to this title of ours, which it knows; none: by C-GET",
+    )
+    move_port: int = Field(default=11113, ge=1, le=65535, description="where it reaches that title")
+
+
+class WebPeer(Section):
+    """A DICOMweb service that is spoken to by name."""
+
+    url: str = Field(pattern=r"^https?://", description="address of the service; /studies comes behind it")
+    token: str | None = Field(default=None, min_length=1, repr=False, description="bearer token; or username, password")
+    username: str | None = Field(default=None, min_length=1, description="for HTTP's basic authentication")
+    password: str | None = Field(default=None, repr=False, description="for HTTP's basic authentication")
+    ca: Path | None = Field(default=None, description="PEM file of whom we trust there; none: the usual authorities")
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> "WebPeer":
+        if (self.username is None) != (self.password is None):
+            raise ValueError("username and password are set both or neither")
+        if self.token is not None and self.username is not None:
+            raise ValueError("either token, or username and password")
+        return self
 
 
 class Pacs(Section):
@@ -173,6 +198,7 @@ class Pacs(Section):
         default=60.0, gt=0, description="after its last image a study counts as complete and is diagnosed"
     )
     peers: dict[str, Peer] = Field(default={}, description="the applications we speak to, by the names we give them")
+    web_peers: dict[str, WebPeer] = Field(default={}, description="the DICOMweb services we speak to, by our names")
 
     @model_validator(mode="after")
     def _a_key_for_the_certificate(self) -> "Pacs":
@@ -180,6 +206,12 @@ class Pacs(Section):
             raise ValueError("tls_certificate and tls_key are set both or neither")
         if self.tls_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_ca needs tls_certificate and tls_key beside it")
+        return self
+
+    @model_validator(mode="after")
+    def _a_name_for_each(self) -> "Pacs":
+        if twice := sorted(self.peers.keys() & self.web_peers.keys()):
+            raise ValueError(f"{twice[0]} names both a peer and a web peer")
         return self
 
     @property

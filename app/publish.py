@@ -27,8 +27,8 @@ from app.evidence import evidence as heat_map_of
 from app.identity import SYSTEM
 from app.peers import remote
 from app.spool import Spool
-from dicom_io.dimse import store
-from dicom_io.errors import DicomError, NothingToReport, PeerUnreachable
+from dicom_io.dimse import DimseArchive
+from dicom_io.errors import DicomError, NothingToReport, PeerRefused, PeerUnreachable
 from dicom_io.read import frames, read_instance
 from dicom_io.report.capture import secondary_capture
 from dicom_io.report.findings import (
@@ -133,7 +133,7 @@ def send(*, pacs: Pacs, sessions: Sessions, spool: Spool, now: Callable[[], date
 def _send_to(
     name: str, peer: Peer, *, pacs: Pacs, sessions: Sessions, spool: Spool, now: Callable[[], datetime]
 ) -> int:
-    destination = remote(peer, pacs)
+    destination = DimseArchive(remote(peer, pacs))
     waiting = (
         select(Publication)
         .where(Publication.destination == name, Publication.state == "PENDING")
@@ -148,7 +148,9 @@ def _send_to(
             return sent
         error: DicomError | HilumError | None = None
         try:
-            for _ in store([spool.path(first.sha256)], remote=destination):
+            for answer in destination.store([spool.path(first.sha256)]):
+                if answer.outcome == "refused":
+                    raise PeerRefused("C-STORE", answer.status)
                 sent += 1
         except (DicomError, HilumError) as failure:  # HilumError: the file is gone from the spool
             error = failure

@@ -30,7 +30,10 @@
     ├── NotAVolume                      dicom.not-a-volume
     ├── PeerError                       dicom.peer
     │   ├── PeerUnreachable             dicom.peer-unreachable
-    │   └── PeerRefused                 dicom.peer-refused
+    │   ├── PeerRefused                 dicom.peer-refused
+    │   ├── PeerHasNot                  dicom.peer-has-not
+    │   ├── PeerGaveLess                dicom.peer-gave-less
+    │   └── PeerAnswerInvalid           dicom.peer-answer-invalid
     └── SandboxError                    dicom.sandbox
         ├── SandboxCrashed              dicom.sandbox-crashed
         ├── SandboxTimedOut             dicom.sandbox-timed-out
@@ -230,9 +233,26 @@ class PeerRefused(PeerError):
 
     code = "dicom.peer-refused"
 
-    def __init__(self, operation: str, status: int) -> None:
-        super().__init__(f"{operation} was refused (status 0x{status:04X})")
-        self.status = status
+    def __init__(self, operation: str, status: str) -> None:
+        super().__init__(f"{operation} was refused ({status})")
+
+
+class PeerHasNot(PeerError):
+    """Nothing there matches what was asked for."""
+
+    code = "dicom.peer-has-not"
+
+
+class PeerGaveLess(PeerError):
+    """Of the instances that were asked for some did not come. Those that did are kept; asking again gets the rest."""
+
+    code = "dicom.peer-gave-less"
+
+
+class PeerAnswerInvalid(PeerError):
+    """The other application answered with something that the protocol does not allow."""
+
+    code = "dicom.peer-answer-invalid"
 
 
 class SandboxError(DicomError):

@@ -118,6 +118,7 @@ class Orthanc:
             "DicomAlwaysAllowStore": True,
             "DicomAlwaysAllowFind": True,
             "DicomAlwaysAllowGet": True,
+            "DicomAlwaysAllowMove": True,
             "StorageDirectory": str(folder / "storage"),
             "IndexDirectory": str(folder / "storage"),
             "Plugins": [str(plugin) for plugin in plugins],

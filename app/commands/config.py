@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from app.config import Settings
 
 HIDDEN = "***"
+SECRET = frozenset({"password_hash", "password", "token"})
 MINIMUM_LENGTH = 12  # NIST SP 800-63B asks for 8 or more beside a second factor, and for 15 alone
 
 
@@ -104,7 +105,7 @@ def _shown(key: str, value: Any) -> Any:
 
     if value is None:
         return None
-    if key == "web.password_hash":
+    if key.rpartition(".")[2] in SECRET:
         return HIDDEN
     if key == "storage.database_url":
         return without_password(value)

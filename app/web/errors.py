@@ -152,6 +152,9 @@ WORDINGS: dict[str, Wording] = {
     "dicom.nothing-to-report": Wording(422, "There is no finding of this study that could be reported."),
     "dicom.evidence-mixed": Wording(422, "The images are of more than one study, and each has its own report."),
     "dicom.evidence-missing": Wording(422, "A finding speaks of an image that is not at hand, so it is not reported."),
+    "dicom.peer-has-not": Wording(404, "The archive has nothing that matches."),
+    "dicom.peer-gave-less": Wording(502, "The archive did not give all of the images. Ask again for the rest."),
+    "dicom.peer-answer-invalid": Wording(502, "The archive answered in a way that cannot be understood."),
     "dicom.not-a-volume": Wording(422, "The slices of this series do not make one volume. Each can be read alone."),
     "dicom.heat-map-unfit": Wording(422, "A heat map does not fit its image, so it is not written."),
     "dicom.heat-map-unplaced": Wording(
