@@ -151,6 +151,37 @@ def match(found: Dataset, level: Level) -> Match:
     )
 
 
+def priors(archive: Archive, study: Match, *, most: int) -> list[Match]:
+    """The newest earlier studies of the same patient: the same ID, and no other issuer of it. Raises as `find` does."""
+    if not study.patient_id or study.study_date is None:
+        return []
+    earlier = [
+        other
+        for other in archive.find(Query(patient_id=study.patient_id, study_dates=(None, study.study_date)))
+        if other.patient_id == study.patient_id  # some archives match as if there were a wildcard
+        and other.study_instance_uid != study.study_instance_uid
+        and other.study_date is not None
+        and (other.issuer_of_patient_id or study.issuer_of_patient_id) == study.issuer_of_patient_id
+    ]
+    return sorted(earlier, key=lambda other: other.study_date or date.min, reverse=True)[:most]
+
+
+def instances(
+    archive: Archive, study: str, *, series: str | None = None, instance: str | None = None
+) -> Iterator[Match]:
+    """The instances of a study, or of one series of it. Raises as `find` does."""
+    # PS3.4 C.4.1.2.1 has a query name the UIDs of all levels above its own.
+    for one in archive.find(Query("SERIES", study_instance_uid=study, series_instance_uid=series)):
+        yield from archive.find(
+            Query(
+                "IMAGE",
+                study_instance_uid=study,
+                series_instance_uid=one.series_instance_uid,
+                sop_instance_uid=instance,
+            )
+        )
+
+
 def keep(chunks: Iterable[bytes], folder: Path, *, named: str | None) -> Path:
     """Write a Part 10 file durably under the SOP Instance UID that its meta information states.
 

@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         verb.add_argument("--series", metavar="UID", help="Series Instance UID")
         verb.add_argument("--instance", metavar="UID", help="SOP Instance UID")
     fetch.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to; made if it is not there")
+    fetch.add_argument(
+        "--priors", type=int, default=0, metavar="N", help="also the N newest earlier studies of the same patient"
+    )
     send.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a file or a folder")
     for verb in (find, fetch, send):
         verb.add_argument("--json", action="store_true", help="print one JSON object a line")
@@ -107,25 +110,16 @@ def _row(match: "Match") -> str:
 
 
 def _fetch(chosen: "Archive", args: argparse.Namespace) -> int:
-    from dicom_io.archive import Query, kept_as
+    from dicom_io.archive import Query, instances, kept_as, priors
     from dicom_io.errors import PeerGaveLess, PeerHasNot
 
-    series = Query(level="SERIES", study_instance_uid=args.study, series_instance_uid=args.series)
-    # PS3.4 C.4.1.2.1 has a query name the UIDs of all levels above its own.
-    wanted = [
-        instance
-        for one in chosen.find(series)
-        for instance in chosen.find(
-            Query(
-                level="IMAGE",
-                study_instance_uid=args.study,
-                series_instance_uid=one.series_instance_uid,
-                sop_instance_uid=args.instance,
-            )
-        )
-    ]
+    wanted = list(instances(chosen, args.study, series=args.series, instance=args.instance))
     if not wanted:
         raise PeerHasNot(f"{args.peer} has no instance that matches")
+    if args.priors:
+        [study] = chosen.find(Query(study_instance_uid=args.study))
+        for prior in priors(chosen, study, most=args.priors):
+            wanted += instances(chosen, prior.study_instance_uid)
     args.out.mkdir(parents=True, exist_ok=True)
     missing = [one for one in wanted if not kept_as(args.out, str(one.sop_instance_uid)).is_file()]
     # What comes in passes through a temporary file, which belongs on the disk of the user's folder.

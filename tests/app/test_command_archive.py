@@ -64,6 +64,15 @@ def test_a_study_goes_there_is_found_and_comes_back(tmp_path: Path, capsys: pyte
     assert "Canary" not in said.err
 
 
+def test_priors_come_with_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for study, day in ((83, "20240101"), (84, "20250101"), (85, "20260101")):
+        film(tmp_path / str(study), study=study, StudyDate=day, PatientID="P-83")
+    assert hilum("send", "pacs", *(tmp_path / str(study) for study in (83, 84, 85))) == 0
+    assert hilum("fetch", "pacs", "--study", f"{ROOT}.85", "--priors", "1", "--out", tmp_path / "out") == 0
+    assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == [f"{ROOT}.84.1.1", f"{ROOT}.85.1.1"]
+    assert "2 fetched" in capsys.readouterr().err
+
+
 def test_what_is_not_there_is_a_domain_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert hilum("fetch", "pacs", "--study", "1.2.3", "--out", tmp_path / "out") == 1
     assert capsys.readouterr().err.startswith("dicom.peer-has-not: pacs has no instance that matches")

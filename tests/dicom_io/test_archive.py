@@ -14,7 +14,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from dicom_io.archive import Archive, Match, Query
+from dicom_io.archive import Archive, Match, Query, instances, priors
 from dicom_io.dicomweb import WebArchive, WebRemote
 from dicom_io.dimse import DimseArchive, Remote
 from dicom_io.errors import PeerAnswerInvalid, PeerRefused, PeerUnreachable
@@ -81,16 +81,6 @@ def archive(request: pytest.FixtureRequest, orthanc: services.Orthanc) -> Archiv
     return WAYS[request.param](orthanc)
 
 
-def instances(archive: Archive, study: str = STUDY) -> list[Match]:
-    return [
-        instance
-        for series in archive.find(Query("SERIES", study_instance_uid=study))
-        for instance in archive.find(
-            Query("IMAGE", study_instance_uid=study, series_instance_uid=series.series_instance_uid)
-        )
-    ]
-
-
 def test_it_answers(archive: Archive) -> None:
     archive.echo()
 
@@ -134,12 +124,12 @@ def test_more_than_a_page_of_matches_is_found_once_each(
     archive: Archive, orthanc: services.Orthanc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dicom_io.dicomweb.PAGE", 2)
-    found = [match.sop_instance_uid for match in instances(archive)]
+    found = [match.sop_instance_uid for match in instances(archive, STUDY)]
     assert len(found) == len(set(found)) == 3
 
 
 def test_a_study_is_fetched_as_it_was_sent(archive: Archive, tmp_path: Path) -> None:
-    wanted = instances(archive)
+    wanted = list(instances(archive, STUDY))
     paths = list(archive.fetch(wanted, tmp_path))
     assert sorted(path.name for path in paths) == sorted(f"{m.sop_instance_uid}.dcm" for m in wanted)
     assert sorted(tmp_path.iterdir()) == sorted(paths)
@@ -151,9 +141,17 @@ def test_a_study_is_fetched_as_it_was_sent(archive: Archive, tmp_path: Path) -> 
         assert found.PatientName == "Müller^Jörg"
 
 
+def test_priors_are_the_earlier_studies_of_the_same_patient(archive: Archive) -> None:
+    [newer] = archive.find(Query(study_instance_uid=f"{ROOT}.72"))
+    assert [match.study_instance_uid for match in priors(archive, newer, most=5)] == [STUDY]
+    assert priors(archive, newer, most=0) == []
+    [older] = archive.find(Query(study_instance_uid=STUDY))
+    assert priors(archive, older, most=5) == []
+
+
 def test_a_compressed_instance_comes_back_as_it_is(archive: Archive, tmp_path: Path) -> None:
     sent = dcmread(str(get_testdata_file("JPEG2000.dcm", download=False)))
-    [path] = archive.fetch(instances(archive, str(sent.StudyInstanceUID)), tmp_path)
+    [path] = archive.fetch(list(instances(archive, str(sent.StudyInstanceUID))), tmp_path)
     found = dcmread(path)
     assert found.file_meta.TransferSyntaxUID == sent.file_meta.TransferSyntaxUID
     assert found.PixelData == sent.PixelData
@@ -174,7 +172,7 @@ def test_what_is_stored_twice_is_no_error(archive: Archive, tmp_path: Path) -> N
     for _ in range(2):
         [answer] = archive.store([one])
         assert answer.outcome in {"stored", "warning"}
-    assert len(instances(archive, f"{ROOT}.73")) == 1
+    assert len(list(instances(archive, f"{ROOT}.73"))) == 1
 
 
 @pytest.mark.parametrize("kind", ["dimse", "web"])
