@@ -1,4 +1,7 @@
-"""Talk to an archive that the settings name: whether it answers, what it has, give me that, take this."""
+"""Talk to an archive that the settings name: whether it answers, what it has, give me that, take this.
+
+What is fetched or sent can be de-identified on the way.
+"""
 
 import argparse
 import json
@@ -12,7 +15,10 @@ from typing import TYPE_CHECKING
 from app.commands.progress import clear, show
 
 if TYPE_CHECKING:  # imported when run, so that `hilum --help` stays fast
+    from collections.abc import Sequence
+
     from dicom_io.archive import Archive, Match
+    from dicom_io.deidentify.pixels import Rectangle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,15 +59,103 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--priors", type=int, default=0, metavar="N", help="also the N newest earlier studies of the same patient"
     )
     send.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a file or a folder")
+    for verb in (fetch, send):
+        _add_deidentification(verb)
     for verb in (find, fetch, send):
         verb.add_argument("--json", action="store_true", help="print one JSON object a line")
+
+
+def _add_deidentification(verb: argparse.ArgumentParser) -> None:
+    from dicom_io.deidentify.profile import Option
+
+    group = verb.add_argument_group(
+        "de-identification",
+        "PS3.15 Annex E. A study in whose pixels letters may stand is held, and nothing of it leaves, until a person "
+        "has looked and named it with --release, or blanked the letters with --blank.",
+    )
+    group.add_argument(
+        "--deidentify", action="store_true", help="by the Basic Application Level Confidentiality Profile"
+    )
+    group.add_argument(
+        "--key", type=Path, metavar="FILE", help="the project's key, made if it is not there; keep it secret and safe"
+    )
+    group.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        choices=[option.word for option in Option if option is not Option.CLEAN_PIXEL_DATA],
+        help="an option of the profile; may be given several times",
+    )
+    group.add_argument("--release", action="append", default=[], metavar="UID", help="a study or instance looked at")
+    group.add_argument(
+        "--blank",
+        action="append",
+        default=[],
+        type=_rectangle,
+        metavar="ROW,COLUMN,ROWS,COLUMNS",
+        help="pixels to blank on every frame (Clean Pixel Data)",
+    )
+    group.add_argument("--report", type=Path, metavar="FILE", help="where to write what was changed and what was held")
+
+
+def _rectangle(text: str) -> "Rectangle":
+    from dicom_io.deidentify.pixels import Rectangle
+
+    try:
+        row, column, rows, columns = map(int, text.split(","))
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ROW,COLUMN,ROWS,COLUMNS") from exc
+    if min(row, column) < 0 or min(rows, columns) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} lies outside of any image")
+    return Rectangle(row, column, rows, columns)
+
+
+def _deidentified(paths: "Sequence[Path]", out: Path, args: argparse.Namespace) -> int:
+    """Put de-identified copies into a folder, and say what is held; how many studies are."""
+    from app.config import load
+    from app.deidentify import Held, deidentify, project_key
+    from dicom_io.deidentify.header import Deidentifier
+    from dicom_io.deidentify.profile import Option
+    from dicom_io.deidentify.project import Project
+    from dicom_io.sandbox import Sandbox
+
+    reading = load(args.config).reading
+    chosen = {option for option in Option if option.word in args.option}
+    if args.blank:
+        chosen.add(Option.CLEAN_PIXEL_DATA)
+    written, held = 0, set()
+    with Sandbox(workers=1, limits=reading.limits) as sandbox, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        for outcome in deidentify(
+            paths,
+            out=out,
+            report=args.report,
+            deidentifier=Deidentifier(Project(project_key(args.key)), frozenset(chosen)),
+            sandbox=sandbox,
+            limits=reading.limits,
+            scratch=Path(scratch),
+            released=frozenset(args.release),
+            rectangles=args.blank,
+        ):
+            if isinstance(outcome, Held):
+                clear()
+                held.add(outcome.study_instance_uid)
+                print(f"held: {outcome.sop_instance_uid} of study {outcome.study_instance_uid}: {outcome.reason}")
+            else:
+                written += 1
+                show(f"{written} de-identified")
+    clear()
+    print(f"{written} de-identified, {len(held)} studies held", file=sys.stderr)
+    return len(held)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run one verb. Raises ConfigError and PeerError; 1 when a file was refused."""
     from app.config import load
+    from app.errors import ConfigInvalid
     from app.peers import archive
 
+    if getattr(args, "deidentify", False) and args.key is None:
+        raise ConfigInvalid("--deidentify needs --key FILE, by which the same patient stays the same patient")
     chosen = archive(args.peer, load(args.config).pacs)
     if args.verb == "echo":
         chosen.echo()
@@ -110,8 +204,8 @@ def _row(match: "Match") -> str:
 
 
 def _fetch(chosen: "Archive", args: argparse.Namespace) -> int:
-    from dicom_io.archive import Query, instances, kept_as, priors
-    from dicom_io.errors import PeerGaveLess, PeerHasNot
+    from dicom_io.archive import Query, instances, priors
+    from dicom_io.errors import PeerHasNot
 
     wanted = list(instances(chosen, args.study, series=args.series, instance=args.instance))
     if not wanted:
@@ -121,25 +215,49 @@ def _fetch(chosen: "Archive", args: argparse.Namespace) -> int:
         for prior in priors(chosen, study, most=args.priors):
             wanted += instances(chosen, prior.study_instance_uid)
     args.out.mkdir(parents=True, exist_ok=True)
-    missing = [one for one in wanted if not kept_as(args.out, str(one.sop_instance_uid)).is_file()]
-    # What comes in passes through a temporary file, which belongs on the disk of the user's folder.
-    tempfile.tempdir = str(args.out)
+    if args.deidentify:
+        with tempfile.TemporaryDirectory(dir=args.out, prefix=".fetched-") as folder:
+            _fetched(chosen, wanted, Path(folder), args)
+            return 1 if _deidentified([Path(folder)], args.out, args) else 0
+    _fetched(chosen, wanted, args.out, args)
+    return 0
+
+
+def _fetched(chosen: "Archive", wanted: "Sequence[Match]", out: Path, args: argparse.Namespace) -> None:
+    """Put what is not there yet into a folder. Raises PeerGaveLess."""
+    from dicom_io.archive import kept_as
+    from dicom_io.errors import PeerGaveLess
+
+    missing = [one for one in wanted if not kept_as(out, str(one.sop_instance_uid)).is_file()]
     fetched = 0
-    for path in chosen.fetch(missing, args.out):
-        fetched += 1
-        show(f"{fetched} of {len(missing)} instances")
-        if args.json:
-            print(json.dumps({"path": str(path), "sop_instance_uid": path.stem}), flush=True)
+    # What comes in passes through a temporary file, which belongs on the disk of the user's folder.
+    before, tempfile.tempdir = tempfile.tempdir, str(out)
+    try:
+        for path in chosen.fetch(missing, out):
+            fetched += 1
+            show(f"{fetched} of {len(missing)} instances")
+            if args.json and not args.deidentify:
+                print(json.dumps({"path": str(path), "sop_instance_uid": path.stem}), flush=True)
+    finally:
+        tempfile.tempdir = before
     clear()
     there = len(wanted) - len(missing)
     print(f"{fetched} fetched, {there} were there already", file=sys.stderr)
     if fetched < len(missing):
         raise PeerGaveLess(f"{len(missing) - fetched} of {len(missing)} instances did not come; ask again for the rest")
-    return 0
 
 
 def _send(chosen: "Archive", args: argparse.Namespace) -> int:
-    files = [file for path in args.paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    if not args.deidentify:
+        return _sent(chosen, args.paths, args)
+    with tempfile.TemporaryDirectory(prefix="hilum-deidentified-") as folder:
+        held = _deidentified(args.paths, Path(folder) / "out", args)
+        return _sent(chosen, [Path(folder) / "out"], args) or (1 if held else 0)
+
+
+def _sent(chosen: "Archive", paths: "Sequence[Path]", args: argparse.Namespace) -> int:
+    """1 when a file was not stored."""
+    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     files = [file for file in files if not file.is_dir()]
     ours, failures = [], 0
     for file in files:

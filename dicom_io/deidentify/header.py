@@ -1,6 +1,7 @@
 """Carry out the profile on a data set, item after item, and count what was done."""
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ DUMMIES: dict[str, object] = {
 }
 TEXTS = frozenset({"AE", "LO", "LT", "PN", "SH", "ST", "UC", "UN", "UR", "UT"})
 DAYS = frozenset({"DA", "DT"})
+WORDS = frozenset({"LO", "LT", "SH", "ST", "UC", "UT"})
+CLEANED = DAYS | WORDS | {"SQ", "TM"}
 PATIENT = frozenset({0x00100010, 0x00100020})  # Patient's Name, Patient ID
 CONTENT_SEQUENCE = 0x0040A730
 # Where one content item keeps its value (PS3.3 Table C.17.3-5).
@@ -79,7 +82,9 @@ class Deidentifier:
         # A patient without an ID is known by the study only: two such patients must not become one.
         patient = f"{original.get('IssuerOfPatientID') or ''}\0{original.get('PatientID') or original.StudyInstanceUID}"
         walk = _Walk(self.project, self.options, patient, self.project.shift(patient))
-        cleaned = walk.dataset(original)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's, of values that a real file holds against the standard
+            cleaned = walk.dataset(original)
         self._state(cleaned, had_dates=walk.had_dates)
         cleaned.preamble = bytes(128)
         cleaned.file_meta = self._meta(original)
@@ -148,7 +153,9 @@ class _Walk:
             return "K" if self._safe_private(element, dataset) else "X"
         rule = rule_of(tag)
         if rule is not None:
-            return rule.action(self.options)
+            action = rule.action(self.options)
+            # What cannot be cleaned is treated as without the option.
+            return rule.action(frozenset()) if action == "C" and element.VR not in CLEANED else action
         if element.VR == "UI":
             return "K" if Option.RETAIN_UIDS in self.options else "U"
         if element.VR == "UN":
@@ -202,17 +209,16 @@ class _Walk:
             items = [self.dataset(one, dummy=dummy or action == "D") for one in items]
         return DataElement(element.tag, "SQ", Items(items))
 
-    def _cleaned(self, element: DataElement) -> DataElement | None:
-        """C: dates move, times stay, and of texts only safe words stay; of the rest nothing is known to be clean."""
+    def _cleaned(self, element: DataElement) -> DataElement:
+        """C: dates move, times stay, and of texts only safe words stay."""
+        change: Callable[[str], str] = without_unsafe_words
         if element.VR in DAYS:
             self.had_dates = True
-            moved = _each(element.value, lambda day: shifted_day(day, self.shift) or "")
-            return DataElement(element.tag, element.VR, moved)
-        if element.VR == "TM":
-            return DataElement(element.tag, "TM", element.value)
-        if element.VR in {"LO", "LT", "SH", "ST", "UC", "UT"}:
-            return DataElement(element.tag, element.VR, _each(element.value, without_unsafe_words))
-        return None
+            change = self._moved
+        return element if element.VR == "TM" else DataElement(element.tag, element.VR, _each(element.value, change))
+
+    def _moved(self, day: str) -> str:
+        return shifted_day(day, self.shift) or ""
 
     def _content_item(self, item: Dataset) -> Dataset | None:
         """An SR content item (PS3.3 C.17.3), by Table E.3.4-1; None where it goes.
@@ -220,14 +226,17 @@ class _Walk:
         Without the Clean Structured Content option every text and name in it becomes a dummy, as action D has it.
         """
         concept = (item.get("ConceptNameCodeSequence") or [Dataset()])[0]
-        rule = content_items().get((str(concept.get("CodingSchemeDesignator")), str(concept.get("CodeValue"))))
+        value_type = str(item.get("ValueType"))
+        rule = content_items().get(
+            (str(concept.get("CodingSchemeDesignator")), str(concept.get("CodeValue")), value_type)
+        )
         structured = Option.CLEAN_STRUCTURED_CONTENT in self.options
         action: Action | None = rule.action(self.options) if rule is not None and structured else None
         if action == "X":
             self.done[f"content item {concept.get('CodeMeaning')}", "X"] += 1
             return None
         cleaned = self.dataset(item)
-        keyword = CONTENT_VALUES.get(str(item.get("ValueType")))
+        keyword = CONTENT_VALUES.get(value_type)
         if keyword is None or keyword not in item or action == "K":
             if action == "K" and keyword is not None and keyword in item:
                 cleaned[keyword] = item[keyword]
@@ -239,7 +248,7 @@ class _Walk:
         elif keyword in {"Date", "DateTime", "Time"} and self._action_of_dates() == "K":
             cleaned[keyword] = value
         elif keyword in {"Date", "DateTime", "Time"} and self._action_of_dates() == "C":
-            cleaned[keyword] = self._cleaned(value) or DataElement(value.tag, value.VR, DUMMIES[value.VR])
+            cleaned[keyword] = self._cleaned(value)
         elif keyword == "TextValue" and structured and action != "D":
             words = without_unsafe_words(str(value.value))
             cleaned[keyword] = DataElement(value.tag, value.VR, words or DUMMIES["UT"])

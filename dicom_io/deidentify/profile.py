@@ -93,9 +93,11 @@ def attributes() -> dict[str, Rule]:
 
 
 @cache
-def content_items() -> dict[tuple[str, str], Rule]:
-    """Table E.3.4-1 by (coding scheme, code) of a content item's concept name."""
-    return {(row["scheme"], row["code"]): _rule(row["meaning"], row) for row in _rows("table_e3_4_1.csv")}
+def content_items() -> dict[tuple[str, str, str], Rule]:
+    """Table E.3.4-1 by coding scheme and code of a content item's concept name, and its value type."""
+    return {
+        (row["scheme"], row["code"], row["value_type"]): _rule(row["meaning"], row) for row in _rows("table_e3_4_1.csv")
+    }
 
 
 @cache
