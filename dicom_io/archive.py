@@ -18,7 +18,7 @@ from dicom_io.errors import BadAttribute, PeerAnswerInvalid
 Level = Literal["STUDY", "SERIES", "IMAGE"]
 
 # What is asked for besides the keys (PS3.4 C.6.2.1, PS3.18 10.6.3.3).
-_ANSWERS: dict[Level, tuple[str, ...]] = {
+ANSWERS: dict[Level, tuple[str, ...]] = {
     "STUDY": (
         "StudyInstanceUID",
         "PatientID",
@@ -60,7 +60,7 @@ class Query:
     def keys(self) -> Dataset:
         """The matching keys with their values, and an empty element for all else that is to be answered."""
         made = Dataset()
-        for keyword in _ANSWERS[self.level]:
+        for keyword in ANSWERS[self.level]:
             setattr(made, keyword, "")
         first, last = (day and f"{day:%Y%m%d}" for day in self.study_dates)
         values = {
