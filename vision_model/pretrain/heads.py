@@ -18,12 +18,19 @@ from vision_model.data.mixture import MASKED
 from vision_model.data.tasks import Curriculum
 from vision_model.errors import SourceInvalid
 from vision_model.manifest import InputSpec
-from vision_model.net import HilumNet
+from vision_model.net import EMBEDDING_SIZE, TAP_SIZE, TAPS, HilumNet
 from vision_model.preprocess import normalise
 from vision_model.pretrain.reference import parts_of
 from vision_model.runtime import softmax
 
 logger = logging.getLogger(__name__)
+
+# Columns of the embedding that a head may read: one tap's, or all.
+TAP_COLUMNS = {
+    **{str(tap): slice(i * TAP_SIZE, (i + 1) * TAP_SIZE) for i, tap in enumerate(TAPS)},
+    "all": slice(0, EMBEDDING_SIZE),
+}
+
 
 SMALLEST_DEVIATION = 0.01  # of features of about unit size; less would be rounding, and a head would magnify it
 
@@ -68,12 +75,11 @@ def fit_heads(
     curriculum: Curriculum,
     strengths: Sequence[float],
 ) -> Heads:
-    """L2-regularised logistic regression for the route and each task; the strength is chosen on `val`.
+    """L2-regularised logistic regression for the route and each task; taps and strength are chosen on `val`.
 
-    Chosen by log loss once a temperature is fitted, since one will be: how sure a head is can be mended, its order not.
-    Every head reads the whole embedding. Which depth serves a task best cannot be told from a `val` of few patients:
-    heads that read one tap for the sake of it were worse on patients of neither split. `train` and `val` are
-    (embeddings, targets); a target of MASKED leaves an image out of that task.
+    A head reads one tap, all of them, or is the mean of the heads of each tap: sources differ in which depth serves
+    them. Chosen by log loss once a temperature is fitted, since one will be: how sure a head is can be mended, its
+    order not. `train` and `val` are (embeddings, targets); a target of MASKED leaves an image out of that task.
     """
     centre, scale = train[0].mean(axis=0), np.maximum(train[0].std(axis=0), SMALLEST_DEVIATION)
     weights, biases = [], []
@@ -82,13 +88,24 @@ def fit_heads(
     for column, (name, count) in enumerate(zip(names, classes, strict=True)):
         x, y = _labelled(train, column)
         x_val, y_val = _labelled(val, column)
-        fits = []
-        for strength in strengths:
-            fitted = LogisticRegression(C=strength, max_iter=1000).fit((x - centre) / scale, y)
-            both = _two_rows(fitted.coef_, fitted.intercept_)
-            fits.append((_calibrated_loss((x_val - centre) / scale, y_val, *both), strength, *both))
-        loss, strength, coefficients, intercept = min(fits, key=lambda f: f[0])
-        logger.info("%s: strength %s, log loss %.4f on %s images of val", name, strength, loss, len(y_val))
+        standard, standard_val = (x - centre) / scale, (x_val - centre) / scale
+        candidates: dict[str, tuple[float, NDArray[np.float64], NDArray[np.float64]]] = {}
+        # What separates the routes is at every depth; nothing is to be chosen.
+        for taps, columns in TAP_COLUMNS.items() if column else [("all", slice(None))]:
+            fits = []
+            for strength in strengths:
+                fitted = LogisticRegression(C=strength, max_iter=1000).fit(standard[:, columns], y)
+                coefficients = np.zeros((len(fitted.coef_), x.shape[1]))
+                coefficients[:, columns] = fitted.coef_
+                both = _two_rows(coefficients, fitted.intercept_)
+                fits.append((_calibrated_loss(standard_val, y_val, *both), *both))
+            candidates[taps] = min(fits, key=lambda f: f[0])
+        if column:
+            single = [candidates[str(tap)][1:] for tap in TAPS]
+            mean = (np.mean([w for w, _ in single], axis=0), np.mean([b for _, b in single], axis=0))
+            candidates["mean"] = (_calibrated_loss(standard_val, y_val, *mean), *mean)
+        taps, (loss, coefficients, intercept) = min(candidates.items(), key=lambda c: c[1][0])
+        logger.info("%s: taps %s, log loss %.4f on %s images of val", name, taps, loss, len(y_val))
         if len(intercept) != count:
             raise SourceInvalid(f"{name} has {count} labels and the train images show {len(intercept)} of them")
         weights.append(coefficients / scale)
