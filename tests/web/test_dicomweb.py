@@ -83,7 +83,8 @@ def test_what_is_found_says_what_it_is(web: DICOMwebClient, server: Server) -> N
     [study] = (Dataset.from_json(one) for one in web.search_for_studies(search_filters={"StudyInstanceUID": STUDY}))
     assert (study.PatientName, study.StudyDescription) == ("Müller^Jörg", "Thorax")
     assert (study.NumberOfStudyRelatedSeries, study.NumberOfStudyRelatedInstances) == (2, 3)
-    assert study.RetrieveURL == f"{server.url}dicom-web/studies/{STUDY}"
+    [plain] = httpx.get(f"{server.url}dicom-web/studies?StudyInstanceUID={STUDY}", trust_env=False).json()
+    assert plain["00081190"]["Value"] == [f"{server.url}dicom-web/studies/{STUDY}"]
     assert len(web.search_for_series(STUDY)) == 2
     assert len(web.search_for_instances(STUDY, limit=2)) == 2
     assert len(web.search_for_instances(STUDY, limit=2, offset=2)) == 1

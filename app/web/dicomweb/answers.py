@@ -54,5 +54,4 @@ def day(value: date | None) -> str:
 
 def address(request: Request, *parts: str) -> str:
     """The URL of something below /dicom-web as the caller reaches it."""
-    host = request.headers.get("host") or request.url.netloc
-    return "/".join([f"{request.url.scheme}://{host}{request.scope.get('root_path', '')}", "dicom-web", *parts])
+    return "/".join([str(request.base_url).rstrip("/"), "dicom-web", *parts])
