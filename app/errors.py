@@ -151,7 +151,7 @@ class DatabaseUnavailable(DatabaseError):
 
 
 class DatabaseBusy(DatabaseError):
-    """Somebody else holds the lock that a migration needs."""
+    """Somebody else holds the lock that a migration, or a writer, needs."""
 
     code = "database.busy"
 

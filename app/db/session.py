@@ -2,6 +2,7 @@
 
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from app import durable
 from app.db.checkpoint import Checkpoint, Head
 from app.db.tables import AUDITED
-from app.errors import AuditUnbound, ConfigInvalid, DatabaseUnavailable
+from app.errors import AuditUnbound, ConfigInvalid, DatabaseBusy, DatabaseUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Sessions(sessionmaker[Session]):
     def __init__(self, made: Engine, *, checkpoint: Checkpoint | None) -> None:
         super().__init__(bind=made, info={"checkpoint": checkpoint}, expire_on_commit=False)
         self._writing = writing(made)
+        self._turn = threading.Lock()
         event.listen(self, "after_flush", _remember_new_rows)
         event.listen(self, "before_commit", _refuse_unbound_rows)
         event.listen(self, "after_commit", _keep_head)
@@ -70,10 +72,16 @@ class Sessions(sessionmaker[Session]):
     def begin(self) -> Iterator[Session]:
         """A session whose transaction holds the writers' lock from its first statement to its end.
 
-        Raises AuditUnbound at the end of the block when rows were added that no audit event names.
+        Raises AuditUnbound at the end of the block when rows were added that no audit event names, and DatabaseBusy.
         """
-        with self(bind=self._writing) as session, session.begin():
-            yield session
+        # SQLite lets a second writer sleep and look again, ever more seldom: threads that take turns here lose no time.
+        if not self._turn.acquire(timeout=WAIT_SECONDS):
+            raise DatabaseBusy("another part of this process has been writing for too long; nothing was changed")
+        try:
+            with self(bind=self._writing) as session, session.begin():
+                yield session
+        finally:
+            self._turn.release()
 
 
 def sessions(made: Engine, *, checkpoint: Path | None) -> Sessions:

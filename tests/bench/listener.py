@@ -272,7 +272,11 @@ def kills(folder: Path, *, count: int, database: str | None, rng_seed: int = 9) 
         with ThreadPoolExecutor(4) as pool:
             for part in range(4):
                 pool.submit(store_some, chosen[part::4])
-            time.sleep(float(rng.uniform(0.05, 1.5)))
+            # At a random moment of the work: after so many answers, the first of which takes long, and a bit more.
+            enough, deadline = len(acknowledged) + int(rng.integers(0, 30)), time.monotonic() + 30
+            while len(acknowledged) < enough and time.monotonic() < deadline:
+                time.sleep(0.002)
+            time.sleep(float(rng.uniform(0, 0.05)))
             listener.stop(signal.SIGKILL)
     return {"kills": rounds, "acknowledged": len(acknowledged), **kept(listener, sent=sent, acknowledged=acknowledged)}
 
