@@ -66,31 +66,12 @@ def claim(sessions: Sessions, *, actor: Actor, holder: str, lease_seconds: float
         item = session.scalar(oldest)
         if item is None:
             return None
-        until = now() + timedelta(seconds=lease_seconds)
-        hold(session, item, transaction_uid=new_uid(), holder=holder, until=until, actor=actor, now=now)
+        item.state = "IN PROGRESS"
+        item.claimed_by, item.transaction_uid = holder, new_uid()
+        item.lease_until = now() + timedelta(seconds=lease_seconds)
+        item.attempts += 1
+        _changed(session, item, actor=actor, now=now)
         return item
-
-
-def hold(
-    session: Session, item: WorkItem, *, transaction_uid: str, holder: str, until: datetime, actor: Actor, now: Now
-) -> None:
-    """Give an item to a holder until a time, in the caller's transaction."""
-    item.state, item.claimed_by, item.transaction_uid, item.lease_until = "IN PROGRESS", holder, transaction_uid, until
-    item.attempts += 1
-    _changed(session, item, actor=actor, now=now)
-
-
-def note_outputs(session: Session, item: WorkItem, outputs: dict[str, str], *, actor: Actor, now: Now) -> None:
-    """Keep what an outside holder says that it made: SOP Instance UID -> SOP Class UID."""
-    item.outputs = outputs
-    _changed(session, item, actor=actor, now=now)
-
-
-def withdraw(session: Session, item: WorkItem, *, by: str, actor: Actor, now: Now) -> None:
-    """Cancel an item that nobody holds, in the caller's transaction."""
-    item.state, item.ended_at = "CANCELED", now()
-    item.error_code, item.error_message = "work.withdrawn", f"withdrawn at the request of {by}"
-    _changed(session, item, actor=actor, now=now)
 
 
 def renew(sessions: Sessions, item: WorkItem, *, lease_seconds: float, now: Now) -> bool:

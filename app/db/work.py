@@ -53,8 +53,6 @@ class WorkItem(Base):
     ended_at: Mapped[datetime | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
-    # SOP Instance UID -> SOP Class UID, as an outside holder states them
-    outputs: Mapped[dict[str, Any] | None]
 
     study: Mapped[Study] = relationship()
 

@@ -7,9 +7,6 @@ WebError                 web
 ├── UploadTooLarge       web.upload-too-large
 ├── UploadCut            web.upload-cut
 ├── RequestInvalid       web.request-invalid
-├── MultipartInvalid     web.multipart-invalid
-├── MediaTypeRefused     web.media-type-refused
-├── WorkItemHeld         web.work-item-held
 └── SampleMissing        web.sample-missing
 """
 
@@ -70,24 +67,6 @@ class RequestInvalid(WebError):
     code = "web.request-invalid"
 
 
-class MultipartInvalid(WebError):
-    """A multipart message cannot be taken apart."""
-
-    code = "web.multipart-invalid"
-
-
-class MediaTypeRefused(WebError):
-    """What is asked for, or sent, comes in another form than this server speaks."""
-
-    code = "web.media-type-refused"
-
-
-class WorkItemHeld(WebError):
-    """A work item is not in the state that the request needs, or another holds it."""
-
-    code = "web.work-item-held"
-
-
 class SampleMissing(WebError):
     """No sample of this name, or the installed pydicom does not carry its file."""
 
@@ -112,9 +91,6 @@ WORDINGS: dict[str, Wording] = {
     "web.upload-too-large": Wording(413, "This file is larger than the limit of this server. Send the study in parts."),
     "web.upload-cut": Wording(400, "The upload was cut off and nothing of it was kept. Send the file again."),
     "web.request-invalid": Wording(400, "The page sent a request that cannot be used. Reload the page and try again."),
-    "web.multipart-invalid": Wording(400, "The message could not be taken apart, and nothing of it was kept."),
-    "web.media-type-refused": Wording(406, "This server does not give, or take, that form of the data."),
-    "web.work-item-held": Wording(409, "Another worker has this study, or it is already done."),
     "web.sample-missing": Wording(404, "This sample is not installed here. Use an image of your own."),
     "config.": Wording(500, f"Hilum's settings cannot be used. {_ADMINISTRATOR}"),
     "spool.disk-short": Wording(

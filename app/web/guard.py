@@ -25,7 +25,7 @@ GRADIO_PATHS = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static|svelte)/.+|"
     r"/gradio_api/(queue/(join|data)|startup-events|heartbeat/[^/]+|theme\.css|reset|cancel)/?"
 )
-OUR_PATHS = ("/api/", "/dicom-web/", "/hilum/")
+OUR_PATHS = ("/api/", "/hilum/")
 INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 HEADERS = {
