@@ -142,6 +142,7 @@ WORDINGS: dict[str, Wording] = {
     "dicom.peer-unreachable": Wording(504, "The archive does not answer. Try again later, or tell your administrator."),
     "dicom.peer-refused": Wording(502, "The archive answered and refused. Tell your administrator."),
     "dicom.no-such-frame": Wording(404, "The file has no image of this number."),
+    "dicom.no-such-value": Wording(404, "The file has no such value."),
     "dicom.is-directory": Wording(415, "This DICOMDIR is only an index. Send the folder or disc that it belongs to."),
     "dicom.cannot-decode": Wording(422, "The picture in this file is damaged and cannot be decoded. Export it again."),
     "dicom.zip-refused": Wording(
