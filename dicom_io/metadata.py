@@ -104,7 +104,7 @@ def _sequence(element: DataElement, part10: Part10, *, url: str) -> Json:
 
 
 def _finite(said: Json) -> Json:
-    """F.2.3: JSON has no number for these, so that they are said in words. Raises ValueError for a text of no number."""
+    """F.2.3: what is no finite number is said in words. Raises ValueError for a text where a number should be."""
     for n, value in enumerate(said.get("Value") or ()):
         if said["vr"] in ("DS", "IS") and isinstance(value, str):
             float(value)

@@ -201,7 +201,7 @@ class Sandbox:
         return wire.content_from(*self._ask({"ask": "bulk", "place": place}, path))
 
     def stored_frame(self, path: Path, number: int) -> bytes:
-        """One frame (1-based) as it is stored: the codestream, or native samples in little endian; raises DicomError."""
+        """One frame (1-based) as stored: the codestream, or native samples in little endian; raises DicomError."""
         return wire.content_from(*self._ask({"ask": "stored frame", "number": number}, path))
 
     def references(self, dicomdir: Path) -> list[list[str]]:
