@@ -205,7 +205,8 @@ def _matches(key: Key, value: str) -> ColumnElement[bool]:
             return or_(false(), *(_like(column, one) for one in re.split(r"[,\\]", value) if one))
         case "text":
             # Case tells identifiers apart, and an index finds them whole.
-            return _like(column, value) if re.search(r"[*?]", value) else column == value
+            several = [one for one in value.split("\\") if one]
+            return or_(false(), *(_like(column, one) if re.search(r"[*?]", one) else column == one for one in several))
 
 
 def _like(column: Column, value: str) -> ColumnElement[bool]:
