@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.config import Token, Web
 from app.identity import LOCAL_USER, Actor
 from app.passwords import password_matches
-from app.web.errors import HostRefused, LoginNeeded, OriginRefused, answer
+from app.web.errors import HostRefused, LoginNeeded, NotAllowed, OriginRefused, answer
 
 # What the page needs of Gradio. Its upload, file, proxy, stream and API routes are not among it, so that no image can
 # reach Gradio's cache and no route beside ours answers.
@@ -25,7 +25,8 @@ GRADIO_PATHS = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static|svelte)/.+|"
     r"/gradio_api/(queue/(join|data)|startup-events|heartbeat/[^/]+|theme\.css|reset|cancel)/?"
 )
-OUR_PATHS = ("/api/", "/hilum/", "/dicom-web/")
+PROGRAMS_PATH = "/dicom-web/"
+OUR_PATHS = ("/api/", "/hilum/", PROGRAMS_PATH)
 INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 HEADERS = {
@@ -61,7 +62,9 @@ class Guard:
             actor = await self._login.actor(headers.get("authorization"))
             if scope["method"] not in SAFE_METHODS:
                 check_origin(headers)
-        except (HostRefused, LoginNeeded, OriginRefused) as error:
+            if actor.kind == "ae" and not path.startswith(PROGRAMS_PATH):
+                raise NotAllowed(f"{actor.name} is a program, and programs use {PROGRAMS_PATH}")
+        except (HostRefused, LoginNeeded, NotAllowed, OriginRefused) as error:
             await _refusal(error)(scope, receive, _finishing(send, path))
             return
         if not (path.startswith(OUR_PATHS) or GRADIO_PATHS.fullmatch(path)):
@@ -79,7 +82,7 @@ class Guard:
 class Login:
     """HTTP Basic for every route when a name and a password are configured; else everybody is the local user.
 
-    Programs with a token are themselves in either case.
+    Programs with a token are themselves in either case, and use DICOMweb only.
     """
 
     def __init__(self, web: Web, *, signed_in: Callable[[Actor], None]) -> None:

@@ -22,7 +22,7 @@ ANY = (("application/dicom", "*"),)
 COMPRESSED = (
     "MR_small_RLE.dcm",
     "MR_small_jp2klossless.dcm",
-    "JPGLosslessP14SV1_1s_1f_8b.dcm",
+    "MR_small_jpeg_ls_lossless.dcm",
     "JPEGLSNearLossless_08.dcm",
     "SC_rgb_jpeg_dcmtk.dcm",
 )
@@ -207,7 +207,7 @@ def test_an_object_without_pixels_has_no_frames(http: httpx.Client) -> None:
         "/studies/" + "1" * 65,
         "/studies/1.2;rm/metadata",
         "/studies/1.2/series/a/instances/1",
-        "/workitems/..",
+        "/workitems/%2e%2e%2f1",
     ],
 )
 def test_a_path_that_holds_anything_but_uids_leads_nowhere(http: httpx.Client, target: str) -> None:

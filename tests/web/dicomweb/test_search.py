@@ -1,6 +1,5 @@
 """Searches find what was stored by the keys that departments use, and say what they found as the standard asks."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import httpx
@@ -28,7 +27,7 @@ class Kept:
 
 
 @pytest.fixture(scope="module")
-def kept(served: Served) -> Iterator[Kept]:
+def kept(served: Served) -> Kept:
     patient_id = generate_uid(prefix=None)[:30]
     of_first = {
         "PatientID": patient_id,
@@ -48,7 +47,7 @@ def kept(served: Served) -> Iterator[Kept]:
     third = image(like=second, **(of_first | {"Modality": "SR"}), SeriesNumber=2, InstanceNumber=1)
     other = image(PatientID=f"{patient_id}x", PatientName="Müller^Jörg", SpecificCharacterSet="ISO_IR 100", **OTHER_DAY)
     served.client().store_instances([first, second, third, other])
-    yield Kept(patient_id, first, [first, second, third], other)
+    return Kept(patient_id, first, [first, second, third], other)
 
 
 def found(client: DICOMwebClient, kept: Kept, **keys: str) -> list[str]:

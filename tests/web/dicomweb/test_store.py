@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from app.db import audit
 from app.db.tables import AuditEvent, Reception, StoredInstance
 from app.db.work import AwaitedStudy
-from tests.web.dicomweb.conftest import PASSWORD, SECRET, SENDER, Served
+from tests.web.dicomweb.conftest import CLINICIAN, PASSWORD, SECRET, SENDER, Served
 from tests.web.dicomweb.objects import MULTIPART, image, message, part10, path, uids
 
 
@@ -192,6 +192,13 @@ def test_a_program_may_show_its_token_as_name_and_password_and_a_person_their_ow
             select(AuditEvent.actor, AuditEvent.actor_kind).where(AuditEvent.action == "login")
         ).all()
     assert {("orchestrator", "ae"), ("kim", "user")} <= {(name, kind) for name, kind in logins}
+
+
+def test_a_program_does_not_open_the_page_nor_its_api(served: Served) -> None:
+    headers = {"Authorization": f"Bearer {CLINICIAN}"}
+    with httpx.Client(base_url=served.url, headers=headers, timeout=60, trust_env=False) as http:
+        for what in ("/", "/config", "/api/studies", "/api/samples"):
+            assert http.get(what).status_code == 403, what
 
 
 def test_the_transfer_syntax_of_a_part_is_not_believed_but_read(client: DICOMwebClient, http: httpx.Client) -> None:
