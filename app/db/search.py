@@ -199,7 +199,7 @@ def _matches(key: Key, value: str) -> ColumnElement[bool]:
         case "time":
             return _in_range(column, value, _earliest, _latest)
         case "name":
-            # C.2.2.2.1: any of the component groups may match, and neither case nor accents need to.
+            # C.2.2.2.1: any of the component groups may match, and their case need not.
             return or_(*(_like(column, form) for form in (value, f"{value}=*", f"*={value}", f"*={value}=*")))
         case "code":
             return or_(false(), *(_like(column, one) for one in re.split(r"[,\\]", value) if one))

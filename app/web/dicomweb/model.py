@@ -9,6 +9,8 @@ from typing import Any
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
+from app.db.canonical import canonical
+from app.errors import UnstorableValue
 from app.web.errors import RequestInvalid
 
 Attribute = dict[str, Any]
@@ -39,7 +41,8 @@ def parsed(body: bytes) -> DataSet:
         if isinstance(found, list):
             (found,) = found
         _check(found)
-    except (RecursionError, TypeError, ValueError) as exc:
+        canonical(found)  # a number that JSON cannot hold, which Python reads all the same, could not be kept
+    except (RecursionError, TypeError, UnstorableValue, ValueError) as exc:
         raise RequestInvalid("the body is not one data set in the DICOM JSON model (PS3.18 Annex F)") from exc
     known: DataSet = found
     return known

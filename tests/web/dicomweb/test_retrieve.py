@@ -1,5 +1,6 @@
 """What was stored comes back bit for bit, whole, as metadata, bulk data or frames, and to nobody who may not see it."""
 
+from hashlib import sha256
 from pathlib import Path
 
 import httpx
@@ -247,8 +248,6 @@ def test_a_file_that_has_changed_on_disk_is_not_given_out_whole(http: httpx.Clie
     dataset = image()
     content = part10(dataset)
     sent(http, content)
-    from hashlib import sha256
-
     kept = served.services.spool.path(sha256(content).hexdigest())
     kept.chmod(0o600)
     kept.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -1,6 +1,7 @@
 """Searches find what was stored by the keys that departments use, and say what they found as the standard asks."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
@@ -13,7 +14,12 @@ from app.db.tables import AuditEvent
 from tests.web.dicomweb.conftest import Served
 from tests.web.dicomweb.objects import image, uids, values
 
-OTHER_DAY = {"StudyDate": "20191231", "StudyTime": "235959", "Modality": "CT", "AccessionNumber": "ACC-2"}
+OTHER_DAY: dict[str, Any] = {
+    "StudyDate": "20191231",
+    "StudyTime": "235959",
+    "Modality": "CT",
+    "AccessionNumber": "ACC-2",
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Kept:
 @pytest.fixture(scope="module")
 def kept(served: Served) -> Kept:
     patient_id = generate_uid(prefix=None)[:30]
-    of_first = {
+    of_first: dict[str, Any] = {
         "PatientID": patient_id,
         "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう",
         "SpecificCharacterSet": "ISO_IR 192",

@@ -1,7 +1,10 @@
 """What other applications store is durable before it is acknowledged, once, and nothing broken gets in."""
 
+import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from io import BytesIO
 
 import httpx
 import pytest
@@ -92,9 +95,6 @@ def test_of_a_message_the_good_parts_are_kept_and_the_bad_ones_named(http: httpx
 
 
 def test_a_zip_is_no_instance(http: httpx.Client) -> None:
-    import zipfile
-    from io import BytesIO
-
     archive = BytesIO()
     dataset = image()
     with zipfile.ZipFile(archive, "w") as packed:
@@ -142,7 +142,7 @@ def test_a_compressed_or_an_oversized_message_is_not_read(http: httpx.Client) ->
     packed = http.post("/studies", content=b"x", headers={"Content-Type": MULTIPART, "Content-Encoding": "gzip"})
     assert packed.status_code == 415
 
-    def endless() -> "object":
+    def endless() -> Iterator[bytes]:
         yield b"--a-boundary\r\n\r\n"
         for _ in range(80):
             yield bytes(1 << 20)

@@ -232,7 +232,7 @@ def test_our_worker_takes_over_only_when_the_holder_has_been_silent_for_the_set_
     services, transaction = served.services, generate_uid()
 
     def ours(seconds: float) -> list[str]:
-        taken = []
+        taken: list[str] = []
         while True:
             got = worklist.claim(
                 services.sessions,
@@ -297,6 +297,8 @@ def test_the_worklist_is_searched_by_state_patient_and_study(http: httpx.Client,
         (b"[]", JSON, 400),
         (b"[1]", JSON, 400),
         (b'{"1": {"vr": "CS"}}', JSON, 400),
+        (b'{"00741004": {"vr": "DS", "Value": [NaN]}}', JSON, 400),
+        (b'{"00741004": {"vr": "DS", "Value": [1e999]}}', JSON, 400),
         (b"[" * 100_000, JSON, 400),
         (b"<a/>", {"Content-Type": "application/dicom+xml"}, 415),
         (bytes((1 << 20) + 1), JSON, 413),
