@@ -9,7 +9,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -19,12 +27,13 @@ from pydantic_settings import (
 )
 
 from app.errors import ConfigFileMissing, ConfigInvalid, ConfigUnknownKey, UnauthenticatedBind
+from app.identity import Role
 from app.passwords import well_formed
 from dicom_io.limits import Limits
 
 PREFIX = "HILUM__"
 GIB = 1 << 30
-PEERS = ("pacs.peers.", "pacs.web_peers.")
+NAMED = ("pacs.peers.", "pacs.web_peers.", "web.tokens.")  # tables of tables, whose names are the site's own
 
 
 def _is_loopback(host: str) -> bool:
@@ -62,8 +71,22 @@ def _well_formed(password_hash: str) -> str:
     return password_hash
 
 
+class Token(Section):
+    """How one program shows who it is: it sends `Authorization: Bearer NAME.SECRET`."""
+
+    secret_hash: Annotated[str, AfterValidator(_well_formed)] = Field(
+        description="scrypt hash of the secret, from `hilum config hash-password`"
+    )
+    roles: tuple[Role, ...] = Field(
+        default=(), description='"clinician": may search, retrieve and take work items; none: may only store'
+    )
+
+
+TokenName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
 class Web(Section):
-    """The page and its API."""
+    """The page, its API and DICOMweb."""
 
     host: str = Field(
         default="127.0.0.1", description="address to listen on; any but loopback needs a username and password"
@@ -79,6 +102,13 @@ class Web(Section):
     password_hash: Annotated[str, AfterValidator(_well_formed)] | None = Field(
         default=None, description="scrypt hash, from `hilum config hash-password`"
     )
+
+    public_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s/?#]+(/[\w.~-]+)*$",
+        description="how others reach the page, for the URLs in DICOMweb's answers; none: as they asked",
+    )
+    tokens: dict[TokenName, Token] = Field(default={}, description="programs that may use DICOMweb, by name")
 
     @property
     def authenticated(self) -> bool:
@@ -197,6 +227,12 @@ class Pacs(Section):
     quiet_seconds: float = Field(
         default=60.0, gt=0, description="after its last image a study counts as complete and is diagnosed"
     )
+    head_start_seconds: float = Field(
+        default=0.0, ge=0, description="a work item is left to other applications (UPS-RS) before our worker takes it"
+    )
+    outside_hold_seconds: float = Field(
+        default=3600.0, gt=0, description="of silence after which a work item that another application holds is ours"
+    )
     peers: dict[str, Peer] = Field(default={}, description="the applications we speak to, by the names we give them")
     web_peers: dict[str, WebPeer] = Field(default={}, description="the DICOMweb services we speak to, by our names")
 
@@ -301,7 +337,7 @@ def _refuse_unknown(given: Mapping[str, Any], *, source: str) -> None:
     for key in _leaves(given):
         if key in known or any(one.startswith(f"{key}.") for one in known):
             continue
-        if f"{key}.".startswith(PEERS):  # peers bear any name; pydantic refuses what one of them has too much
+        if f"{key}.".startswith(NAMED):  # they bear any name; pydantic refuses what one of them has too much
             continue
         nearest = difflib.get_close_matches(key, sorted(known), n=1)
         raise ConfigUnknownKey(key, source=source, nearest=nearest[0] if nearest else None)
@@ -323,9 +359,9 @@ def settings_keys(settings: Settings | None = None) -> Iterator[tuple[str, Any, 
         for name, field in type(section).model_fields.items():
             value = getattr(section, name)
             if isinstance(value, dict):
-                for peer_name, peer in value.items():
-                    for key, peer_field in type(peer).model_fields.items():
-                        yield f"{section_name}.{name}.{peer_name}.{key}", getattr(peer, key), peer_field.description
+                for own_name, table in value.items():
+                    for key, own_field in type(table).model_fields.items():
+                        yield f"{section_name}.{name}.{own_name}.{key}", getattr(table, key), own_field.description
             elif isinstance(value, Limits):
                 for limit in dataclasses.fields(value):
                     yield f"{section_name}.{name}.{limit.name}", getattr(value, limit.name), None

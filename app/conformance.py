@@ -5,9 +5,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from app.config import settings_keys
+from app.db.search import MODALITIES_IN_STUDY, WORK_KEYS, Level, keys_of
 from app.pacs.statuses import STATUSES, SUCCESS
-from app.web.dicomweb import retrieve, search, store, workitems
-from app.web.dicomweb.search import OF_LEVEL
+from app.web.dicomweb import qido, query, rendered, stow, ups, wado
 from dicom_io import listener, uids
 from dicom_io.archive import ANSWERS
 from dicom_io.deidentify.profile import BASIC_PROFILE, Option, attributes
@@ -15,6 +15,7 @@ from dicom_io.dimse import ANSWER_SECONDS
 
 TITLE = "# DICOM conformance statement"
 
+LEVELS: tuple[Level, ...] = ("study", "series", "instance")
 ROLES = (
     ("Verification", uids.VERIFICATION, "yes", "yes"),
     ("Storage (tables below)", "", "yes", "yes"),
@@ -88,22 +89,21 @@ def _lines() -> Iterator[str]:
     yield from _table(("Level", "Attributes"), ((level, ", ".join(keys)) for level, keys in ANSWERS.items()))
     yield from _section("DICOMweb services")
     yield (
-        "Under `/dicom-web`, with the login of the page. JSON only, no XML. Retrieval is in the kept transfer syntax; "
-        "another one is answered with 406."
+        "Under `/dicom-web`, with the login of the page or a token. JSON only, no XML. Retrieval is in the kept "
+        "transfer syntax; another one is answered with 406."
     )
     yield from _table(("Method", "Path"), sorted(set(_routes()), key=lambda row: (row[1], row[0])))
     yield ""
-    levels = ((level, ", ".join(sorted(keys))) for level, keys in OF_LEVEL.items())
-    yield from _table(("Search of", "Matching keys (other parameters are named in a Warning header)"), levels)
+    levels: list[tuple[str, str]] = [
+        (level, ", ".join(sorted([*keys_of(level), MODALITIES_IN_STUDY]))) for level in LEVELS
+    ]
+    levels.append(("work items", ", ".join(sorted(WORK_KEYS))))
+    yield from _table(("Search of", "Matching keys"), levels)
     yield ""
     yield (
-        f"Without `limit` {search.PAGE} matches are given, at most {search.PAGE_MOST}. `fuzzymatching` is not done. "
-        f"At most {retrieve.FRAMES_MOST} frames are given at a time; a STOW-RS message has at most "
-        f"{store.PARTS_MOST} parts."
-    )
-    yield (
-        f"UPS-RS: the worklist is filled by Hilum alone. An item that an outside worker claims is taken back after "
-        f"{workitems.CLAIM_HOURS} hours. There are no subscriptions and no notifications."
+        f"At most {query.MOST_RESULTS} matches are given at a time, and {wado.FRAMES_MOST} frames. Programs come with a "
+        "token of their own (`web.tokens`). A work item that an outside worker holds is taken back after "
+        "`pacs.outside_hold_seconds` of silence. Subscriptions and notifications are answered with 501."
     )
     yield from _section("Character sets")
     yield (
@@ -146,9 +146,9 @@ def _classes(table: Mapping[str, str]) -> Iterator[str]:
 
 
 def _routes() -> Iterator[tuple[str, str]]:
-    for part in (store, search, retrieve, workitems):
-        for route in part.router.routes:
-            for method in getattr(route, "methods", ()):
+    for part in (stow, qido, wado, rendered, ups):
+        for route in part.routes.routes:
+            for method in sorted(getattr(route, "methods", ())):
                 yield method, f"`{getattr(route, 'path', '')}`"
 
 

@@ -26,10 +26,19 @@ HilumError
 │   ├── ConflictingInstance      receive.conflicting-instance
 │   ├── ConflictingSeries        receive.conflicting-series
 │   ├── AnotherInstance          receive.another-instance
+│   ├── AnotherStudy             receive.another-study
 │   └── FileChanged              receive.file-changed
-└── RecordError
-    ├── NotFound                 record.not-found
-    └── NotReproduced            record.not-reproduced
+├── RecordError
+│   ├── NotFound                 record.not-found
+│   └── NotReproduced            record.not-reproduced
+└── WorklistError
+    ├── TransactionMissing       worklist.transaction-missing
+    ├── TransactionWrong         worklist.transaction-wrong
+    ├── NotClaimed               worklist.not-claimed
+    ├── AlreadyClaimed           worklist.already-claimed
+    ├── AlreadyEnded             worklist.already-ended
+    ├── Unfinished               worklist.unfinished
+    └── PerformerUnreachable     worklist.performer-unreachable
 
 A message says what to do next and never holds patient data.
 """
@@ -266,6 +275,15 @@ class AnotherInstance(ReceiveError):
         super().__init__(f"the data set is SOP instance {found}, and {announced} was announced; nothing was stored")
 
 
+class AnotherStudy(ReceiveError):
+    """The sender announced one study, and the data set is of another (PS3.18 10.5.2)."""
+
+    code = "receive.another-study"
+
+    def __init__(self, announced: str, found: str) -> None:
+        super().__init__(f"the data set is of study {found}, and {announced} was announced; nothing was stored")
+
+
 class FileChanged(ReceiveError):
     """The file was written to while it was read."""
 
@@ -294,3 +312,77 @@ class NotReproduced(RecordError):
     """The model or its input is no longer what a prediction was made with, so nothing can be added to it."""
 
     code = "record.not-reproduced"
+
+
+class WorklistError(HilumError):
+    """A work item cannot be changed as was asked (PS3.4 Annex CC)."""
+
+    code = "worklist"
+
+
+class TransactionMissing(WorklistError):
+    """Whoever changes a work item names the transaction UID under which it is held."""
+
+    code = "worklist.transaction-missing"
+
+    def __init__(self) -> None:
+        super().__init__("(0008,1195) TransactionUID is missing; claim the work item with one, and give it each time")
+
+
+class TransactionWrong(WorklistError):
+    """The work item is held under another transaction UID."""
+
+    code = "worklist.transaction-wrong"
+
+    def __init__(self) -> None:
+        super().__init__("(0008,1195) TransactionUID is not the one under which the work item is held")
+
+
+class NotClaimed(WorklistError):
+    """Nobody holds the work item, so that nobody can end it."""
+
+    code = "worklist.not-claimed"
+
+    def __init__(self) -> None:
+        super().__init__("the work item is SCHEDULED; change its state to IN PROGRESS first")
+
+
+class AlreadyClaimed(WorklistError):
+    """Another was faster."""
+
+    code = "worklist.already-claimed"
+
+    def __init__(self) -> None:
+        super().__init__("the work item is IN PROGRESS already; take another one")
+
+
+class AlreadyEnded(WorklistError):
+    """A work item that has ended stays as it is."""
+
+    code = "worklist.already-ended"
+
+    def __init__(self, state: str) -> None:
+        super().__init__(f"the work item is {state} and can no longer be changed")
+        self.state = state
+
+
+class Unfinished(WorklistError):
+    """What PS3.4 Table CC.2.5-3 asks of a completed step has not been said of it."""
+
+    code = "worklist.unfinished"
+
+    def __init__(self, missing: list[str]) -> None:
+        super().__init__(
+            "UnifiedProcedureStepPerformedProcedureSequence must be set before the work item is completed; it lacks "
+            + ", ".join(missing)
+        )
+        self.missing = missing
+
+
+class PerformerUnreachable(WorklistError):
+    """The application that holds the work item cannot be told that somebody wants it cancelled."""
+
+    code = "worklist.performer-unreachable"
+
+    def __init__(self, performer: str) -> None:
+        super().__init__(f"{performer} holds the work item and cannot be told; ask there for it to be cancelled")

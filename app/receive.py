@@ -14,7 +14,15 @@ from app import worklist
 from app.db import audit
 from app.db.session import Sessions
 from app.db.tables import Base, Outcome, Reception, Series, StoredInstance, Study
-from app.errors import AnotherInstance, ConflictingInstance, ConflictingSeries, FileChanged, ReceiveError, SpoolError
+from app.errors import (
+    AnotherInstance,
+    AnotherStudy,
+    ConflictingInstance,
+    ConflictingSeries,
+    FileChanged,
+    ReceiveError,
+    SpoolError,
+)
 from app.identity import Actor
 from app.scratch import scratch_folder
 from app.spool import Spool
@@ -22,7 +30,7 @@ from dicom_io.errors import DicomError, FileUnreadable
 from dicom_io.limits import Limits
 from dicom_io.read import Refused, Source, expand, read_instance
 from dicom_io.sandbox import Sandbox
-from dicom_io.types import Instance
+from dicom_io.types import Instance, InstanceRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,7 @@ class NotReceived:
     outcome: Literal["refused", "quarantined"]
     code: str
     message: str
+    ref: InstanceRef | None = None  # None where the header could not be read
 
 
 def receive(
@@ -58,21 +67,26 @@ def receive(
     actor: Actor,
     now: Callable[[], datetime],
     announced_uid: str | None = None,
+    announced_study_uid: str | None = None,
+    sent: bool = False,
 ) -> Iterator[Received | NotReceived]:
     """Take in files, folders, zips and DICOMDIRs, one file at a time, and yield each when it is committed.
 
     Bytes that are already stored are a duplicate; other bytes under a known SOP Instance UID are quarantined, and the
     first ones stay. Of a file that cannot be read only digest, size and reason are kept. A full disk refuses its file
     and the next one is tried; a database that fails raises. Passing files lie under `scratch` and are gone at the end.
-    A file that is not the SOP instance that its sender announced is refused. Images that an application sent
-    are awaited until their study is complete: `app.worklist` has it diagnosed.
+    A file that is not the SOP instance, or not of the study, that its sender announced is refused. Images that an
+    application sent are awaited until their study is complete: `app.worklist` has it diagnosed. `sent` says that the
+    files came in such messages, one object each, so that nothing is unpacked.
     """
     with scratch_folder(scratch) as folder:
         for path in paths:
-            for found in expand(path, limits=limits, scratch=folder):
-                arrival = _Arrival(found.name)
+            for found in [Source(path.name, path)] if sent else expand(path, limits=limits, scratch=folder):
+                arrival = _Arrival(found.name, awaited=sent or actor.kind == "ae")
                 try:
-                    instance = _keep_bytes(found, arrival, spool=spool, sandbox=sandbox, announced_uid=announced_uid)
+                    instance = _read(found, arrival, sandbox=sandbox)
+                    _check_announced(instance.ref, uid=announced_uid, study_uid=announced_study_uid)
+                    instance = _keep_bytes(instance, arrival, spool=spool)
                     outcome: Received | NotReceived = _store(arrival, instance, sessions=sessions, actor=actor, now=now)
                 except (DicomError, SpoolError, ReceiveError) as error:
                     outcome = _refuse(arrival, error, sessions=sessions, actor=actor, now=now)
@@ -117,9 +131,10 @@ class _Arrival:
     """What is known so far of one file that is coming in."""
 
     name: str
+    awaited: bool
     sha256: str | None = None
     size_bytes: int | None = None
-    sop_instance_uid: str | None = None
+    ref: InstanceRef | None = None
 
     def row(self, outcome: Outcome, *, actor: Actor, at: datetime) -> Reception:
         return Reception(
@@ -129,22 +144,29 @@ class _Arrival:
             source_name_sha256=hashlib.sha256(self.name.encode("utf-8", "surrogateescape")).hexdigest(),
             sha256=self.sha256,
             size_bytes=self.size_bytes,
-            sop_instance_uid=self.sop_instance_uid,
+            sop_instance_uid=self.ref.sop_instance_uid if self.ref else None,
         )
 
 
-def _keep_bytes(
-    found: Source | Refused, arrival: _Arrival, *, spool: Spool, sandbox: Sandbox, announced_uid: str | None
-) -> Instance:
-    """Read the header where the file lies, then put the bytes in the spool: what cannot be read is not kept."""
+def _read(found: Source | Refused, arrival: _Arrival, *, sandbox: Sandbox) -> Instance:
+    """Read the header where the file lies: what cannot be read is not kept."""
     if isinstance(found, Refused):
         raise found.error
     arrival.sha256, arrival.size_bytes = digest(found.path)
     instance = read_instance(found.path, sandbox=sandbox)
-    arrival.sop_instance_uid = instance.ref.sop_instance_uid
-    if announced_uid not in (None, arrival.sop_instance_uid):
-        raise AnotherInstance(str(announced_uid), arrival.sop_instance_uid)
-    kept_sha256, _, _ = spool.put(found.path)
+    arrival.ref = instance.ref
+    return instance
+
+
+def _check_announced(ref: InstanceRef, *, uid: str | None, study_uid: str | None) -> None:
+    if uid not in (None, ref.sop_instance_uid):
+        raise AnotherInstance(str(uid), ref.sop_instance_uid)
+    if study_uid not in (None, ref.study_instance_uid):
+        raise AnotherStudy(str(study_uid), ref.study_instance_uid)
+
+
+def _keep_bytes(instance: Instance, arrival: _Arrival, *, spool: Spool) -> Instance:
+    kept_sha256, _, _ = spool.put(instance.path)
     if kept_sha256 != arrival.sha256:
         raise FileChanged
     return replace(instance, path=spool.path(kept_sha256))
@@ -172,7 +194,7 @@ def _store(
         reception.instance = row
         subjects = [*made, reception]
         session.add_all(subjects)
-        if actor.kind == "ae" and outcome == "stored" and row.number_of_frames:
+        if arrival.awaited and outcome == "stored" and row.number_of_frames:
             worklist.expect(session, row.series.study, requested_by=actor.name, at=at)
         audit.append(session, actor=actor, action="receive", subjects=subjects, detail={"outcome": outcome}, now=now)
         instance_id = row.id
@@ -198,6 +220,9 @@ def _new_rows(
             description=instance.study_description,
             accession_number=instance.accession_number,
             received_at=at,
+            study_time=instance.study_time,
+            study_id=instance.study_id,
+            referring_physician=instance.referring_physician,
         )
         made.append(study)
     elif study.patient_id != patient.patient_id:
@@ -250,10 +275,10 @@ def _refuse(
     with sessions.begin() as session:
         row = arrival.row(outcome, actor=actor, at=now())
         row.error_code, row.message = error.code, str(error)
-        if arrival.sop_instance_uid is not None:
-            known = select(StoredInstance).where(StoredInstance.sop_instance_uid == arrival.sop_instance_uid)
+        if arrival.ref is not None:
+            known = select(StoredInstance).where(StoredInstance.sop_instance_uid == arrival.ref.sop_instance_uid)
             row.instance = session.scalar(known)
         session.add(row)
         detail = {"outcome": outcome, "error": error.code}
         audit.append(session, actor=actor, action="receive", subjects=[row], detail=detail, now=now)
-    return NotReceived(arrival.name, outcome, error.code, str(error))
+    return NotReceived(arrival.name, outcome, error.code, str(error), arrival.ref)

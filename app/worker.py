@@ -59,7 +59,14 @@ def once(services: Services, *, holder: str, stop: threading.Event | None = None
     """One pass: schedule what is complete, diagnose one study, send results and answer what is due."""
     pacs = services.settings.pacs
     scheduled = worklist.schedule(services.sessions, quiet_seconds=pacs.quiet_seconds, now=services.now)
-    item = worklist.claim(services.sessions, actor=SYSTEM, holder=holder, lease_seconds=LEASE_SECONDS, now=services.now)
+    item = worklist.claim(
+        services.sessions,
+        actor=SYSTEM,
+        holder=holder,
+        lease_seconds=LEASE_SECONDS,
+        head_start_seconds=pacs.head_start_seconds,
+        now=services.now,
+    )
     if item is not None:
         _diagnose(services, item, stop=stop or threading.Event())
     answered = commitment.answer(pacs=pacs, sessions=services.sessions, spool=services.spool, now=services.now)

@@ -6,17 +6,36 @@ transaction, and all writers follow each other, so two can never claim one item.
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any, Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.db import audit
+from app.db import audit, queries
 from app.db.session import Sessions
 from app.db.tables import Study
 from app.db.work import AwaitedStudy, WorkItem, WorkItemState, new_uid
+from app.errors import (
+    AlreadyClaimed,
+    AlreadyEnded,
+    NotClaimed,
+    PerformerUnreachable,
+    TransactionMissing,
+    TransactionWrong,
+    Unfinished,
+)
 from app.identity import SYSTEM, Actor
 
 Now = Callable[[], datetime]
+
+PERFORMED_PROCEDURE = "00741216"  # Unified Procedure Step Performed Procedure Sequence
+OUTPUT_INFORMATION = "00404033"  # may be empty, and must be there
+FINAL = {
+    "00404028": "PerformedStationNameCodeSequence",
+    "00404050": "PerformedProcedureStepStartDateTime",
+    "00404019": "PerformedWorkitemCodeSequence",
+    "00404051": "PerformedProcedureStepEndDateTime",
+}
 
 
 def expect(session: Session, study: Study, *, requested_by: str, at: datetime) -> None:
@@ -52,12 +71,16 @@ def schedule(sessions: Sessions, *, quiet_seconds: float, now: Now) -> list[str]
     return made
 
 
-def claim(sessions: Sessions, *, actor: Actor, holder: str, lease_seconds: float, now: Now) -> WorkItem | None:
-    """The oldest work item that nobody holds, now held by `holder`; None where there is none.
+def claim(
+    sessions: Sessions, *, actor: Actor, holder: str, lease_seconds: float, head_start_seconds: float = 0.0, now: Now
+) -> WorkItem | None:
+    """The oldest work item that nobody holds, now held by `holder`, a worker of ours; None where there is none.
 
-    An item whose holder let its lease run out is taken over: its process has died.
+    New items are left to other applications for `head_start_seconds`. An item whose holder let its lease run out is
+    taken over: its process has died.
     """
-    free = (WorkItem.state == "SCHEDULED") | ((WorkItem.state == "IN PROGRESS") & (WorkItem.lease_until < now()))
+    left = (WorkItem.state == "SCHEDULED") & (WorkItem.scheduled_at <= now() - timedelta(seconds=head_start_seconds))
+    free = left | ((WorkItem.state == "IN PROGRESS") & (WorkItem.lease_until < now()))
     oldest = select(WorkItem).where(free).order_by(WorkItem.id).limit(1)
     with sessions() as session:
         if session.scalar(oldest) is None:
@@ -67,7 +90,7 @@ def claim(sessions: Sessions, *, actor: Actor, holder: str, lease_seconds: float
         if item is None:
             return None
         item.state = "IN PROGRESS"
-        item.claimed_by, item.transaction_uid = holder, new_uid()
+        item.claimed_by, item.transaction_uid, item.outside, item.performed = holder, new_uid(), False, None
         item.lease_until = now() + timedelta(seconds=lease_seconds)
         item.attempts += 1
         _changed(session, item, actor=actor, now=now)
@@ -99,8 +122,112 @@ def release(sessions: Sessions, item: WorkItem, *, code: str, message: str, acto
         held = _held(session, item)
         if held is not None:
             held.state, held.transaction_uid, held.claimed_by, held.lease_until = "SCHEDULED", None, None, None
+            held.outside = None
             held.error_code, held.error_message = code, message
             _changed(session, held, actor=actor, now=now)
+
+
+def take(
+    sessions: Sessions, uid: str, *, transaction_uid: str, performer: Actor, hold_seconds: float, now: Now
+) -> None:
+    """Have another application hold an item under its own transaction UID, as long as it is heard of.
+
+    Raises NotFound, AlreadyClaimed, AlreadyEnded.
+    """
+    with sessions.begin() as session:
+        item = queries.work_item(session, performer, uid)
+        if item.state == "IN PROGRESS":
+            raise AlreadyClaimed
+        if item.state != "SCHEDULED":
+            raise AlreadyEnded(item.state)
+        item.state, item.outside, item.performed = "IN PROGRESS", True, None
+        item.claimed_by, item.transaction_uid = performer.name, transaction_uid
+        item.lease_until = now() + timedelta(seconds=hold_seconds)
+        _changed(session, item, actor=performer, now=now)
+
+
+def report(
+    sessions: Sessions,
+    uid: str,
+    *,
+    transaction_uid: str | None,
+    said: dict[str, Any],
+    performer: Actor,
+    hold_seconds: float,
+    now: Now,
+) -> None:
+    """Note what the holding application says of its work: attributes in the DICOM JSON model, each over its last value.
+
+    Raises NotFound, NotClaimed, AlreadyEnded, TransactionMissing, TransactionWrong.
+    """
+    with sessions.begin() as session:
+        item = _held_outside(session, uid, transaction_uid=transaction_uid, performer=performer)
+        item.performed = {**(item.performed or {}), **said}
+        item.lease_until = now() + timedelta(seconds=hold_seconds)
+        _changed(session, item, actor=performer, now=now)
+
+
+def finish(
+    sessions: Sessions,
+    uid: str,
+    *,
+    transaction_uid: str | None,
+    state: Literal["COMPLETED", "CANCELED"],
+    performer: Actor,
+    now: Now,
+) -> bool:
+    """End an item for the application that holds it; False where it was in that state already.
+
+    Raises NotFound, NotClaimed, AlreadyEnded, TransactionMissing, TransactionWrong, Unfinished.
+    """
+    with sessions.begin() as session:
+        item = queries.work_item(session, performer, uid)
+        if item.state == state and transaction_uid is not None and transaction_uid == item.transaction_uid:
+            return False
+        item = _held_outside(session, uid, transaction_uid=transaction_uid, performer=performer)
+        if state == "COMPLETED" and (missing := _missing(item.performed or {})):
+            raise Unfinished(missing)
+        error = (None, f"cancelled by {performer.name}") if state == "CANCELED" else (None, None)
+        return _end(session, item, state=state, actor=performer, now=now, error=error)
+
+
+def request_cancellation(sessions: Sessions, uid: str, *, requester: Actor, now: Now) -> bool:
+    """Cancel an item that nobody outside holds, our own worker's too; False where it is cancelled already.
+
+    Raises NotFound, AlreadyEnded, PerformerUnreachable.
+    """
+    with sessions.begin() as session:
+        item = queries.work_item(session, requester, uid)
+        if item.state == "CANCELED":
+            return False
+        if item.state == "COMPLETED":
+            raise AlreadyEnded(item.state)
+        if item.state == "IN PROGRESS" and item.outside:
+            raise PerformerUnreachable(item.claimed_by or "another application")
+        item.state, item.ended_at, item.lease_until = "CANCELED", now(), None
+        item.error_code, item.error_message = None, f"cancelled as {requester.name} asked"
+        _changed(session, item, actor=requester, now=now)
+        return True
+
+
+def _held_outside(session: Session, uid: str, *, transaction_uid: str | None, performer: Actor) -> WorkItem:
+    item = queries.work_item(session, performer, uid)
+    if item.state == "SCHEDULED":
+        raise NotClaimed
+    if item.state != "IN PROGRESS":
+        raise AlreadyEnded(item.state)
+    if transaction_uid is None:
+        raise TransactionMissing
+    if transaction_uid != item.transaction_uid:
+        raise TransactionWrong
+    return item
+
+
+def _missing(performed: dict[str, Any]) -> list[str]:
+    """Keywords of what a completed step must say and `performed` does not (PS3.4 Table CC.2.5-3, final state)."""
+    items = performed.get(PERFORMED_PROCEDURE, {}).get("Value") or [{}]
+    lacking = [keyword for tag, keyword in FINAL.items() if not items[0].get(tag, {}).get("Value")]
+    return lacking if OUTPUT_INFORMATION in items[0] else [*lacking, "OutputInformationSequence"]
 
 
 def _held(session: Session, item: WorkItem) -> WorkItem | None:

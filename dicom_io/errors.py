@@ -16,6 +16,7 @@
     │   ├── PixelsNotRead               dicom.pixels-not-read
     │   ├── NoPixels                    dicom.no-pixels
     │   ├── NoSuchFrame                 dicom.no-such-frame
+    │   ├── NoSuchValue                 dicom.no-such-value
     │   └── IsDirectory                 dicom.is-directory
     ├── CannotDecode                    dicom.cannot-decode
     ├── ZipRefused                      dicom.zip-refused
@@ -139,6 +140,12 @@ class NoSuchFrame(NotRead):
     """A frame number outside 1 to the number of frames was asked for."""
 
     code = "dicom.no-such-frame"
+
+
+class NoSuchValue(NotRead):
+    """A value was asked for that the data set does not have."""
+
+    code = "dicom.no-such-value"
 
 
 class IsDirectory(NotRead):

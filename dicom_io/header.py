@@ -62,6 +62,9 @@ def instance(part10: Part10) -> Instance:
         series_description=text(dataset, "SeriesDescription"),
         manufacturer=text(dataset, "Manufacturer"),
         warnings=tuple(notes),
+        study_time=text(dataset, "StudyTime"),
+        study_id=text(dataset, "StudyID"),
+        referring_physician=text(dataset, "ReferringPhysicianName"),
     )
 
 

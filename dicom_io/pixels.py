@@ -16,6 +16,7 @@ from dicom_io.luts import modality_table, padding_range, palette_to_rgb, voi_lut
 from dicom_io.part10 import Part10
 from dicom_io.samples import decode
 from dicom_io.types import Frame, InstanceRef, VoiFunction, VoiLut, Window
+from dicom_io.voi import turned_window
 
 _NO_REF = InstanceRef("", "", "", "")  # the parent knows the true one and puts it in
 _FUNCTIONS: dict[str, VoiFunction] = {function: function for function in get_args(VoiFunction)}
@@ -42,8 +43,9 @@ def frame(part10: Part10, number: int, *, limits: Limits) -> Frame:
         pixels = _colour(part10, form, decoded)
         windows: tuple[Window, ...] = ()
         luts: tuple[VoiLut, ...] = ()
+        turned_about = None
     else:
-        pixels, windows, luts = _grey(part10, form, decoded, number=number, notes=notes)
+        pixels, windows, luts, turned_about = _grey(part10, form, decoded, number=number, notes=notes)
     # A rescale beyond float32 gives infinities here.
     with np.errstate(over="ignore"):
         pixels = np.ascontiguousarray(pixels, dtype=np.float32)
@@ -58,6 +60,7 @@ def frame(part10: Part10, number: int, *, limits: Limits) -> Frame:
         voi_luts=luts,
         decoder=decoded.decoder,
         warnings=tuple(notes),
+        turned_about=turned_about,
     )
 
 
@@ -82,14 +85,15 @@ def _colour(part10: Part10, form: Layout, decoded: Decoded) -> NDArray[np.float3
 
 def _grey(
     part10: Part10, form: Layout, decoded: Decoded, *, number: int, notes: list[str]
-) -> tuple[NDArray[Any], tuple[Window, ...], tuple[VoiLut, ...]]:
-    """Modality units, larger is brighter, with the windows and VOI LUTs that fit them."""
+) -> tuple[NDArray[Any], tuple[Window, ...], tuple[VoiLut, ...], float | None]:
+    """Modality units, larger is brighter, the windows and VOI LUTs that fit them, and about what all were turned."""
     dataset, little_endian = part10.dataset, part10.syntax.little_endian
     stored = decoded.samples
     modality, low, high = _modality(part10, form, stored, number=number)
     place = holder(dataset, number, "FrameVOILUTSequence", "WindowCenter", "VOILUTSequence")
     windows: tuple[Window, ...] = ()
     luts: tuple[VoiLut, ...] = ()
+    turned_about: float | None = None
     if place is not None:
         windows = _windows(place, notes)
         # PS3.3 C.11.2.1.1: first values are signed when the modality's output can be.
@@ -98,8 +102,9 @@ def _grey(
         if form.floating:
             raise PixelsNotRead("floating point pixels in MONOCHROME1 have no range about which they could be turned")
         modality = np.float32(low + high) - modality if abs(low + high) < 2**24 else (low + high) - modality
-        windows = tuple(_turned_window(one, low + high) for one in windows)
+        windows = tuple(turned_window(one, low + high) for one in windows)
         luts = tuple(_turned_lut(one, low + high) for one in luts)
+        turned_about = low + high
     valid = _valid(part10, form, stored, notes)
     if valid is not None and not valid.all():
         if not valid.any():
@@ -107,7 +112,7 @@ def _grey(
             modality = np.where(np.isfinite(modality), modality, 0.0)
         else:
             modality = np.where(valid, modality, modality[valid].min())
-    return modality, windows, luts
+    return modality, windows, luts, turned_about
 
 
 def _modality(part10: Part10, form: Layout, stored: NDArray[Any], *, number: int) -> tuple[NDArray[Any], float, float]:
@@ -158,12 +163,6 @@ def is_inverted(dataset: Dataset, form: Layout, notes: list[str]) -> bool:
         notes.append(f"{named('PresentationLUTShape')} is INVERSE on MONOCHROME2 pixels; they are turned once")
         return True
     return False
-
-
-def _turned_window(one: Window, both_ends: float) -> Window:
-    # LINEAR is centred half a unit below its centre (C.11.2.1.2.1), so its turned centre lies one unit higher.
-    centre = both_ends - one.centre + (1.0 if one.function == "LINEAR" else 0.0)
-    return Window(centre=centre, width=one.width, function=one.function, explanation=one.explanation)
 
 
 def _turned_lut(one: VoiLut, both_ends: float) -> VoiLut:

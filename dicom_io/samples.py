@@ -48,7 +48,7 @@ def decode(part10: Part10, form: Layout, index: int, *, frame_count: int, limits
             raise Malformed(
                 f"(7FE0,0010) PixelData is not in fragments, though the transfer syntax is {part10.syntax.name}"
             )
-        values = _native(_native_bytes(part10, form, index), part10, form, skip_bits=_skip_bits(form, index))
+        values = _native(native_bytes(part10, form, index), part10, form, skip_bits=_skip_bits(form, index))
         return Decoded(values, form.photometric, name)
     if not part10.syntax.encapsulated:
         raise Malformed(f"(7FE0,0010) PixelData is in fragments, though the transfer syntax is {part10.syntax.name}")
@@ -70,7 +70,7 @@ def _skip_bits(form: Layout, index: int) -> int:
     return index * form.frame_bits % 8
 
 
-def _native_bytes(part10: Part10, form: Layout, index: int) -> bytes:
+def native_bytes(part10: Part10, form: Layout, index: int) -> bytes:
     """The bytes of one frame, beginning with the byte in which its first bit lies."""
     assert part10.pixels is not None
     assert part10.pixels.length is not None

@@ -189,6 +189,21 @@ class Sandbox:
         header, _ = self._ask({"ask": "evidence"}, path)
         return wire.evidence_from(header)
 
+    def metadata(self, path: Path, *, bulk_url: str) -> wire.Message:
+        """One file's data set in the DICOM JSON model (PS3.18 Annex F), large values as URIs under `bulk_url`.
+
+        Raises DicomError.
+        """
+        return wire.data_set_from(*self._ask({"ask": "metadata", "bulk_url": bulk_url}, path))
+
+    def bulk_value(self, path: Path, place: str) -> bytes:
+        """The value that `metadata` left out under this place, little endian; raises DicomError."""
+        return wire.content_from(*self._ask({"ask": "bulk", "place": place}, path))
+
+    def stored_frame(self, path: Path, number: int) -> bytes:
+        """One frame (1-based) as stored: the codestream, or native samples in little endian; raises DicomError."""
+        return wire.content_from(*self._ask({"ask": "stored frame", "number": number}, path))
+
     def references(self, dicomdir: Path) -> list[list[str]]:
         """The files that a DICOMDIR names, as components, not yet checked; raises DicomError."""
         header, _ = self._ask({"ask": "references"}, dicomdir)

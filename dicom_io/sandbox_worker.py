@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 
 from dicom_io import wire
 from dicom_io.dicomdir import references
-from dicom_io.errors import DicomError, Malformed, NestingTooDeep, SandboxOutOfMemory
+from dicom_io.errors import DicomError, Malformed, NestingTooDeep, SandboxOutOfMemory, TooLarge
 from dicom_io.evidence import evidence
 from dicom_io.header import instance, number_of_frames
 from dicom_io.layout import layout
 from dicom_io.limits import Limits
+from dicom_io.metadata import bulk_value, metadata
 from dicom_io.part10 import Part10, open_part10
 from dicom_io.pixels import frame
+from dicom_io.stored_frame import stored_frame
 
 _Answer = tuple[wire.Message, Sequence[NDArray[np.float32]]]
 
@@ -63,7 +65,19 @@ def _answer(request: wire.Message, opened: _OpenFile, limits: Limits) -> _Answer
         return wire.frame_message(frame(part10, request["number"], limits=limits))
     if request["ask"] == "evidence":
         return wire.evidence_message(evidence(part10)), ()
+    if request["ask"] == "metadata":
+        return _content(metadata(part10, bulk_url=request["bulk_url"]), limits)
+    if request["ask"] == "bulk":
+        return _content(bulk_value(part10, request["place"]), limits)
+    if request["ask"] == "stored frame":
+        return _content(stored_frame(part10, request["number"], limits=limits), limits)
     return {"references": references(part10, limits=limits)}, ()
+
+
+def _content(content: bytes, limits: Limits) -> _Answer:
+    if len(content) > limits.frame_bytes:
+        raise TooLarge(f"the answer has {len(content)} bytes; at most {limits.frame_bytes} are given out")
+    return wire.content_message(content)
 
 
 def _refuse_monsters(part10: Part10, limits: Limits) -> None:

@@ -71,6 +71,7 @@ class Frame:
     voi_luts: tuple[VoiLut, ...]
     decoder: str  # name and version of what decoded the pixels, for the audited record
     warnings: tuple[str, ...] = ()
+    turned_about: float | None = None  # a value v of the file is shown as turned_about - v; None where it is not turned
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,9 @@ class Instance:
     series_description: str | None
     manufacturer: str | None
     warnings: tuple[str, ...] = ()
+    study_time: str | None = None  # TM as it was written (PS3.5 6.2)
+    study_id: str | None = field(default=None, repr=False)
+    referring_physician: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,13 @@ def full_range(values: NDArray[np.float32]) -> Window:
     )
 
 
+def turned_window(one: Window, both_ends: float) -> Window:
+    """The window that shows `both_ends - values` as the given one shows the values, black for white."""
+    # LINEAR is centred half a unit below its centre (C.11.2.1.2.1), so its turned centre lies one unit higher.
+    centre = both_ends - one.centre + (1.0 if one.function == "LINEAR" else 0.0)
+    return Window(centre=centre, width=one.width, function=one.function, explanation=one.explanation)
+
+
 def first_voi(frame: Frame) -> Window | VoiLut:
     """What the file wants to be shown with: its first window, else its first VOI LUT, else the full range."""
     if frame.windows:

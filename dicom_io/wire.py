@@ -6,6 +6,7 @@ anything.
 
 import json
 import math
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -35,6 +36,7 @@ from dicom_io.types import (
 PREFIX = struct.Struct("<4sIQ")  # magic, bytes of the JSON header, bytes of arrays
 MAGIC = b"HLM1"
 HEADER_BYTES_MAX = 32 << 20
+_TAG = re.compile(r"[0-9A-F]{8}")
 
 Message = dict[str, Any]
 _T = TypeVar("_T")
@@ -138,6 +140,9 @@ def instance_from(header: Message, *, path: Path) -> Instance:
             series_description=_text_or_none(fields["series_description"]),
             manufacturer=_text_or_none(fields["manufacturer"]),
             warnings=_texts(fields["warnings"]),
+            study_time=_text_or_none(fields["study_time"]),
+            study_id=_text_or_none(fields["study_id"]),
+            referring_physician=_text_or_none(fields["referring_physician"]),
         )
     except (KeyError, TypeError, ValueError) as exc:
         raise SandboxAnswerRefused("the decoding process answered with something that is no instance") from exc
@@ -152,6 +157,7 @@ def frame_message(frame: Frame) -> tuple[Message, list[NDArray[np.float32]]]:
         "voi_luts": [{"first_mapped": lut.first_mapped, "explanation": lut.explanation} for lut in frame.voi_luts],
         "decoder": frame.decoder,
         "warnings": list(frame.warnings),
+        "turned_about": frame.turned_about,
     }
     return {"frame": fields}, [frame.pixels, *(lut.entries for lut in frame.voi_luts)]
 
@@ -183,9 +189,41 @@ def frame_from(header: Message, arrays: list[NDArray[np.float32]], *, ref: Insta
             voi_luts=luts,
             decoder=_text(fields["decoder"]),
             warnings=_texts(fields["warnings"]),
+            turned_about=None if fields["turned_about"] is None else _real(fields["turned_about"]),
         )
     except (KeyError, TypeError, ValueError) as exc:
         raise SandboxAnswerRefused("the decoding process answered with something that is no frame") from exc
+
+
+def content_message(content: bytes) -> tuple[Message, list[NDArray[np.float32]]]:
+    """Bytes of a file on their way to the parent, as words whose bits nothing looks at."""
+    words = np.frombuffer(content + bytes(-len(content) % 4), dtype="<f4")
+    return {"content_bytes": len(content)}, [words]
+
+
+def content_from(header: Message, arrays: list[NDArray[np.float32]]) -> bytes:
+    """The bytes of an answer; raises SandboxAnswerRefused."""
+    try:
+        (words,) = arrays
+        size = _whole(header["content_bytes"])
+        if not 0 <= words.nbytes - size < 4:
+            raise ValueError("size")
+        return words.tobytes()[:size]
+    except (KeyError, TypeError, ValueError) as exc:
+        raise SandboxAnswerRefused("the decoding process answered with something that is no content") from exc
+
+
+def data_set_from(header: Message, arrays: list[NDArray[np.float32]]) -> Message:
+    """The data set of an answer in the DICOM JSON model; raises SandboxAnswerRefused."""
+    content = content_from(header, arrays)
+    try:
+        data_set = json.loads(content)
+        if not all(_TAG.fullmatch(tag) and isinstance(value["vr"], str) for tag, value in data_set.items()):
+            raise ValueError("attribute")
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as exc:
+        raise SandboxAnswerRefused("the decoding process answered with something that is no data set") from exc
+    found: Message = data_set
+    return found
 
 
 def evidence_message(evidence: Evidence) -> Message:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from app.config import Settings
 
 HIDDEN = "***"
-SECRET = frozenset({"password_hash", "password", "token"})
+SECRET = frozenset({"password_hash", "secret_hash", "password", "token"})
 MINIMUM_LENGTH = 12  # NIST SP 800-63B asks for 8 or more beside a second factor, and for 15 alone
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sqlalchemy import ColumnElement, Select, and_, exists, false, func, select, tuple_
-from sqlalchemy.orm import Session, aliased, selectinload
+from sqlalchemy.orm import Session, aliased, contains_eager, joinedload, selectinload
 
 from app.db.tables import AuditEvent, AuditSubject, FindingRow, PredictionRow, Series, StoredInstance, Study
 from app.db.work import AwaitedStudy, Publication, WorkItem
@@ -119,6 +119,37 @@ def instance(session: Session, actor: Actor, uid: str) -> StoredInstance:
     found = session.scalar(wanted.where(Series.study_id.in_(_visible_ids(actor))))
     if found is None:
         raise NotFound("image", uid)
+    return found
+
+
+def stored(
+    session: Session, actor: Actor, *, study: str, series: str | None = None, instance: str | None = None
+) -> list[StoredInstance]:
+    """The stored files of a study, series or instance by their UIDs, in reading order, with series and study loaded.
+
+    Raises NotFound as `study` does, also where an instance is of another series or study than the one named.
+    """
+    loaded = contains_eager(StoredInstance.series).contains_eager(Series.study)
+    wanted = select(StoredInstance).join(Series).join(Study).options(loaded).where(Study.id.in_(_visible_ids(actor)))
+    wanted = wanted.where(Study.study_instance_uid == study)
+    if series is not None:
+        wanted = wanted.where(Series.series_instance_uid == series)
+    if instance is not None:
+        wanted = wanted.where(StoredInstance.sop_instance_uid == instance)
+    ordered = wanted.order_by(Series.number, Series.id, StoredInstance.instance_number, StoredInstance.id)
+    found = session.scalars(ordered).all()
+    if not found:
+        kind = "image" if instance else "series" if series else "study"
+        raise NotFound(kind, instance or series or study)
+    return list(found)
+
+
+def work_item(session: Session, actor: Actor, uid: str) -> WorkItem:
+    """One work item with its study loaded. Raises NotFound, also where the actor may not see its study."""
+    wanted = select(WorkItem).options(joinedload(WorkItem.study)).where(WorkItem.uid == uid)
+    found = session.scalar(wanted.where(WorkItem.study_id.in_(_visible_ids(actor))))
+    if found is None:
+        raise NotFound("work item", uid)
     return found
 
 

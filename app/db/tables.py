@@ -54,13 +54,16 @@ class Study(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     study_instance_uid: Mapped[str] = mapped_column(unique=True)
     patient_name: Mapped[str | None]
-    patient_id: Mapped[str | None]
+    patient_id: Mapped[str | None] = mapped_column(index=True)
     patient_birth_date: Mapped[date | None]
     patient_sex: Mapped[str | None]
-    study_date: Mapped[date | None]
+    study_date: Mapped[date | None] = mapped_column(index=True)
     description: Mapped[str | None]
-    accession_number: Mapped[str | None]
+    accession_number: Mapped[str | None] = mapped_column(index=True)
     received_at: Mapped[datetime] = mapped_column(index=True)
+    study_time: Mapped[str | None]  # TM as it was written
+    study_id: Mapped[str | None]
+    referring_physician: Mapped[str | None]
 
     series: Mapped[list["Series"]] = relationship(back_populates="study", order_by="Series.number, Series.id")
 

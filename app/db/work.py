@@ -53,6 +53,8 @@ class WorkItem(Base):
     ended_at: Mapped[datetime | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
+    outside: Mapped[bool | None]  # held by another application, over UPS-RS, and not by a worker of ours
+    performed: Mapped[dict[str, Any] | None]  # what that application says of it, in the DICOM JSON model
 
     study: Mapped[Study] = relationship()
 

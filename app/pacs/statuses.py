@@ -31,6 +31,7 @@ STATUSES: dict[str, int] = {
     "receive.conflicting-instance": DUPLICATE_INSTANCE,
     "receive.conflicting-series": DOES_NOT_MATCH,
     "receive.another-instance": DOES_NOT_MATCH,
+    "receive.another-study": DOES_NOT_MATCH,
     "receive.file-changed": OUT_OF_RESOURCES,
 }
 

@@ -7,6 +7,11 @@ WebError                 web
 ├── UploadTooLarge       web.upload-too-large
 ├── UploadCut            web.upload-cut
 ├── RequestInvalid       web.request-invalid
+├── NotAllowed           web.not-allowed
+├── NotAcceptable        web.not-acceptable
+├── MediaNotTaken        web.media-not-taken
+├── MultipartBroken      web.multipart-broken
+├── NotOffered           web.not-offered
 └── SampleMissing        web.sample-missing
 """
 
@@ -67,6 +72,36 @@ class RequestInvalid(WebError):
     code = "web.request-invalid"
 
 
+class NotAllowed(WebError):
+    """Whoever asks lacks the role."""
+
+    code = "web.not-allowed"
+
+
+class NotAcceptable(WebError):
+    """The answer exists, in no form that the request accepts."""
+
+    code = "web.not-acceptable"
+
+
+class MediaNotTaken(WebError):
+    """The body is of a kind that this route does not take."""
+
+    code = "web.media-not-taken"
+
+
+class MultipartBroken(WebError):
+    """The body does not have the parts that it announces (RFC 2046 5.1)."""
+
+    code = "web.multipart-broken"
+
+
+class NotOffered(WebError):
+    """A part of DICOMweb that Hilum does not have."""
+
+    code = "web.not-offered"
+
+
 class SampleMissing(WebError):
     """No sample of this name, or the installed pydicom does not carry its file."""
 
@@ -91,6 +126,13 @@ WORDINGS: dict[str, Wording] = {
     "web.upload-too-large": Wording(413, "This file is larger than the limit of this server. Send the study in parts."),
     "web.upload-cut": Wording(400, "The upload was cut off and nothing of it was kept. Send the file again."),
     "web.request-invalid": Wording(400, "The page sent a request that cannot be used. Reload the page and try again."),
+    "web.not-allowed": Wording(403, "You may not do this here. Ask your administrator for the role that it takes."),
+    "web.not-acceptable": Wording(
+        406, "What you ask for exists, in another form than your program accepts. Have it accept the stored one."
+    ),
+    "web.media-not-taken": Wording(415, "Your program sent something in a form that is not taken here."),
+    "web.multipart-broken": Wording(400, "The message is broken and not all of it was kept. Send it again."),
+    "web.not-offered": Wording(501, "Hilum does not offer this part of DICOMweb."),
     "web.sample-missing": Wording(404, "This sample is not installed here. Use an image of your own."),
     "config.": Wording(500, f"Hilum's settings cannot be used. {_ADMINISTRATOR}"),
     "spool.disk-short": Wording(
@@ -118,11 +160,21 @@ WORDINGS: dict[str, Wording] = {
     "receive.another-instance": Wording(
         409, "The file is another image than the one that was announced, and was not kept. Send it again."
     ),
+    "receive.another-study": Wording(
+        409, "The file belongs to another study than the one that was announced, and was not kept."
+    ),
     "receive.file-changed": Wording(409, "The file changed while it was being read and was not kept. Send it again."),
     "record.not-found": Wording(404, "This is not here, or you may not see it. Choose a study from the list."),
     "record.not-reproduced": Wording(
         409, "The model or the image has changed since this prediction was made. Diagnose again to see a heat map."
     ),
+    "worklist.transaction-missing": Wording(400, "The program did not say under which claim it works."),
+    "worklist.transaction-wrong": Wording(400, "Another program holds this work, or your program's claim has run out."),
+    "worklist.not-claimed": Wording(409, "Nobody has taken this work yet, so it cannot be ended."),
+    "worklist.already-claimed": Wording(409, "Another program was faster and does this work already."),
+    "worklist.already-ended": Wording(409, "This work has ended and stays as it is."),
+    "worklist.unfinished": Wording(409, "The program has not said yet what it did and where its results are."),
+    "worklist.performer-unreachable": Wording(409, "The program that does this work cannot be told to stop."),
     "dicom.file-unreadable": Wording(422, "The file could not be opened. Copy it to your disk and send it again."),
     "dicom.not-dicom": Wording(415, "This is not a DICOM file. Export the images as DICOM and send those."),
     "dicom.too-large": Wording(413, "The file, or what it unpacks to, is larger than the limit of this server."),
@@ -142,6 +194,7 @@ WORDINGS: dict[str, Wording] = {
     "dicom.peer-unreachable": Wording(504, "The archive does not answer. Try again later, or tell your administrator."),
     "dicom.peer-refused": Wording(502, "The archive answered and refused. Tell your administrator."),
     "dicom.no-such-frame": Wording(404, "The file has no image of this number."),
+    "dicom.no-such-value": Wording(404, "The file has no such value."),
     "dicom.is-directory": Wording(415, "This DICOMDIR is only an index. Send the folder or disc that it belongs to."),
     "dicom.cannot-decode": Wording(422, "The picture in this file is damaged and cannot be decoded. Export it again."),
     "dicom.zip-refused": Wording(

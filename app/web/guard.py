@@ -14,10 +14,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.config import Web
+from app.config import Token, Web
 from app.identity import LOCAL_USER, Actor
 from app.passwords import password_matches
-from app.web.errors import HostRefused, LoginNeeded, OriginRefused, answer
+from app.web.errors import HostRefused, LoginNeeded, NotAllowed, OriginRefused, answer
 
 # What the page needs of Gradio. Its upload, file, proxy, stream and API routes are not among it, so that no image can
 # reach Gradio's cache and no route beside ours answers.
@@ -25,7 +25,8 @@ GRADIO_PATHS = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static|svelte)/.+|"
     r"/gradio_api/(queue/(join|data)|startup-events|heartbeat/[^/]+|theme\.css|reset|cancel)/?"
 )
-OUR_PATHS = ("/api/", "/hilum/")
+PROGRAMS_PATH = "/dicom-web/"
+OUR_PATHS = ("/api/", "/hilum/", PROGRAMS_PATH)
 INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 HEADERS = {
@@ -61,7 +62,9 @@ class Guard:
             actor = await self._login.actor(headers.get("authorization"))
             if scope["method"] not in SAFE_METHODS:
                 check_origin(headers)
-        except (HostRefused, LoginNeeded, OriginRefused) as error:
+            if actor.kind == "ae" and not path.startswith(PROGRAMS_PATH):
+                raise NotAllowed(f"{actor.name} is a program, and programs use {PROGRAMS_PATH}")
+        except (HostRefused, LoginNeeded, NotAllowed, OriginRefused) as error:
             await _refusal(error)(scope, receive, _finishing(send, path))
             return
         if not (path.startswith(OUR_PATHS) or GRADIO_PATHS.fullmatch(path)):
@@ -77,12 +80,19 @@ class Guard:
 
 
 class Login:
-    """HTTP Basic for every route when a name and a password are configured; else everybody is the local user."""
+    """HTTP Basic for every route when a name and a password are configured; else everybody is the local user.
+
+    Programs with a token are themselves in either case, and use DICOMweb only.
+    """
 
     def __init__(self, web: Web, *, signed_in: Callable[[Actor], None]) -> None:
-        self._username, self._password_hash = web.username, web.password_hash
+        self._username = web.username
+        self._secrets = {name: (token.secret_hash, _program(name, token)) for name, token in web.tokens.items()}
+        if web.username is not None and web.password_hash is not None:
+            person = Actor(name=web.username, kind="user", roles=frozenset({"clinician", "administrator"}))
+            self._secrets[web.username] = (web.password_hash, person)
         self._signed_in = signed_in
-        self._known: set[bytes] = set()  # digests of headers whose password was right: scrypt is slow on purpose
+        self._known: dict[bytes, Actor] = {}  # by digests of headers that were right: scrypt is slow on purpose
         self._one_try_at_a_time = asyncio.Lock()  # so that guessing costs the guesser, not the server's memory
 
     @property
@@ -92,19 +102,21 @@ class Login:
 
     async def actor(self, authorization: str | None) -> Actor:
         """Who sends this `Authorization` header. Raises LoginNeeded."""
-        if self._username is None or self._password_hash is None:
+        name, secret = _shown(authorization, login_required=self.required)
+        if name is None:
             return LOCAL_USER
-        actor = Actor(name=self._username, kind="user", roles=frozenset({"clinician", "administrator"}))
         digest = hashlib.sha256((authorization or "").encode("utf-8", "surrogateescape")).digest()
         if digest in self._known:
-            return actor
-        username, password = _basic(authorization)
+            return self._known[digest]
+        if name not in self._secrets:
+            raise LoginNeeded("the name or the password is wrong")
+        secret_hash, actor = self._secrets[name]
         async with self._one_try_at_a_time:
-            right = await asyncio.to_thread(password_matches, password, self._password_hash)
-        if username != self._username or not right:
+            right = await asyncio.to_thread(password_matches, secret, secret_hash)
+        if not right:
             raise LoginNeeded("the name or the password is wrong")
         await asyncio.to_thread(self._signed_in, actor)
-        self._known.add(digest)
+        self._known[digest] = actor
         return actor
 
 
@@ -148,6 +160,21 @@ def content_security_policy(script_hashes: Iterable[str] = ()) -> str:
 def _path(scope: Scope) -> str:
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", "")) or "/"
+
+
+def _program(name: str, token: Token) -> Actor:
+    return Actor(name=name, kind="ae", roles=frozenset(token.roles))
+
+
+def _shown(authorization: str | None, *, login_required: bool) -> tuple[str | None, str]:
+    """Name and secret of an `Authorization` header; no name for the local user. Raises LoginNeeded."""
+    scheme, _, credentials = (authorization or "").partition(" ")
+    if scheme.lower() == "bearer":  # RFC 6750
+        name, _, secret = credentials.strip().partition(".")
+        return name, secret
+    if not login_required:
+        return None, ""
+    return _basic(authorization)
 
 
 def _basic(authorization: str | None) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from starlette.staticfiles import StaticFiles
 from app.db import audit
 from app.identity import Actor
 from app.web.api import api, problem
+from app.web.dicomweb import dicomweb
 from app.web.errors import DOMAIN_ERRORS
 from app.web.guard import Guard
 from app.web.theme import theme
@@ -36,6 +37,7 @@ def application(services: Services) -> Guard:
         app.add_exception_handler(error, problem)
     app.state.services = services
     app.include_router(api)
+    app.include_router(dicomweb)
     app.mount("/hilum", StaticFiles(directory=str(ASSETS)))
     blocks = page(services)
     blocks.delete_cache = CACHE_SECONDS

@@ -123,10 +123,10 @@ def test_db_goes_from_nothing_to_current(elsewhere: Path, capsys: pytest.Capture
     ]
     assert capsys.readouterr().out.splitlines() == [
         "nothing",
-        "the database is at revision nothing, this version works with 0002_pacs",
-        "nothing -> 0002_pacs",
-        "0002_pacs",
-        "the database is as 0002_pacs says",
+        "the database is at revision nothing, this version works with 0003_dicomweb",
+        "nothing -> 0003_dicomweb",
+        "0003_dicomweb",
+        "the database is as 0003_dicomweb says",
     ]
 
 

@@ -175,6 +175,26 @@ def test_peers_can_be_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) 
         config.load()
 
 
+def test_programs_bear_any_name_that_can_stand_in_a_token(tmp_path: Path) -> None:
+    file = tmp_path / "hilum.toml"
+    file.write_text(f'[web.tokens.orchestrator]\nsecret_hash = "{HASH}"\nroles = ["clinician"]\n')
+    settings = config.load(file)
+    assert settings.web.tokens["orchestrator"].roles == ("clinician",)
+    assert ("web.tokens.orchestrator.roles", ("clinician",)) in [
+        (key, value) for key, value, _ in config.settings_keys(settings)
+    ]
+    file.write_text(f'[web.tokens."a.b"]\nsecret_hash = "{HASH}"\n')
+    with pytest.raises(ConfigInvalid, match="tokens"):
+        config.load(file)
+    file.write_text('[web.tokens.a]\nsecret_hash = "my-clear-secret"\n')
+    with pytest.raises(ConfigInvalid, match="hash-password") as caught:
+        config.load(file)
+    assert "my-clear-secret" not in str(caught.value)
+    file.write_text(f'[web.tokens.a]\nsecret_hash = "{HASH}"\nroels = []\n')
+    with pytest.raises(ConfigUnknownKey, match=r"web\.tokens\.a\.roels"):
+        config.load(file)
+
+
 def test_every_setting_says_what_it_means() -> None:
     for key, _, meaning in config.settings_keys():
         assert meaning or key.startswith("reading.limits.")  # those are explained beside their definition

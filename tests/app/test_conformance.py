@@ -12,5 +12,5 @@ def test_the_statement_is_that_of_the_tables() -> None:
 def test_it_names_every_syntax_and_class_and_route() -> None:
     said = statement()
     assert all(f"`{uid}`" in said for uid in (*TRANSFER_SYNTAXES, *IMAGE_SOP_CLASSES))
-    assert "| PUT | `/workitems/{uid}/state` |" in said
+    assert "| PUT | `/workitems/{workitem}/state` |" in said
     assert "| POST | `/studies` |" in said

@@ -17,7 +17,7 @@ from app.db.tables import APPEND_ONLY
 from app.errors import ConfigInvalid, DatabaseBusy, SchemaMismatch
 from tests import services
 
-NEWEST = "0002_pacs"
+NEWEST = "0003_dicomweb"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -17,7 +17,7 @@ from app.web.guard import check_host, check_origin
 from app.wiring import Services
 from tests.web.conftest import client_of
 
-OURS = ("/api/model", "/api/studies", "/api/samples", "/hilum/reader.js")
+OURS = ("/api/model", "/api/studies", "/api/samples", "/hilum/reader.js", "/dicom-web/studies")
 GRADIOS = ("/", "/config", "/theme.css")
 
 
