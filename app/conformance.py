@@ -101,8 +101,8 @@ def _lines() -> Iterator[str]:
     yield from _table(("Search of", "Matching keys"), levels)
     yield ""
     yield (
-        f"At most {query.MOST_RESULTS} matches are given at a time, and {wado.FRAMES_MOST} frames. Programs come with a "
-        "token of their own (`web.tokens`). A work item that an outside worker holds is taken back after "
+        f"At most {query.MOST_RESULTS} matches are given at a time, and {wado.FRAMES_MOST} frames. Programs come with "
+        "a token of their own (`web.tokens`). A work item that an outside worker holds is taken back after "
         "`pacs.outside_hold_seconds` of silence. Subscriptions and notifications are answered with 501."
     )
     yield from _section("Character sets")
