@@ -13,6 +13,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID
 
+from dicom_io.deidentify.codestreams import without_comments
 from dicom_io.deidentify.profile import (
     BASIC_PROFILE,
     Action,
@@ -76,8 +77,9 @@ class Deidentifier:
     def clean(self, original: Dataset) -> tuple[Dataset, Counter[tuple[str, Action]]]:
         """A de-identified copy, and how often what was done: (`(0010,0010) PatientName`, action) -> count.
 
-        Pixels are copied as they are: see `pixels`. Attributes that no row of Table E.1-1 names stay, but for names of
-        persons, values of unknown kind, instance UIDs, and dates, which are treated as the table treats such.
+        Pixels are copied as they are (see `pixels`), without the comments of compressed ones. Attributes that no row of
+        Table E.1-1 names stay, but for names of persons, values of unknown kind, instance UIDs, and dates, which are
+        treated as the table treats such.
         """
         # A patient without an ID is known by the study only: two such patients must not become one.
         patient = f"{original.get('IssuerOfPatientID') or ''}\0{original.get('PatientID') or original.StudyInstanceUID}"
@@ -86,6 +88,9 @@ class Deidentifier:
             warnings.simplefilter("ignore")  # pydicom's, of values that a real file holds against the standard
             cleaned = walk.dataset(original)
         self._state(cleaned, had_dates=walk.had_dates)
+        if "PixelData" in cleaned and original.file_meta.TransferSyntaxUID.is_encapsulated:
+            cleaned.PixelData = without_comments(cleaned.PixelData)
+            cleaned["PixelData"].is_undefined_length = True
         cleaned.preamble = bytes(128)
         cleaned.file_meta = self._meta(original)
         return cleaned, walk.done
@@ -132,7 +137,7 @@ class _Walk:
         """A cleaned copy; with `dummy` no text of it stays, as in an item that stands for a person."""
         cleaned = Dataset()
         for tag in dataset.keys():  # noqa: SIM118  # iterating would convert, and so could fail on, every value
-            if tag.group == 2 or tag.element == 0:  # the file's own description, and group lengths
+            if tag.group in {0, 2, 0xFFFE} or tag.element == 0:  # of messages, files and items, and group lengths
                 continue
             try:
                 element = dataset[tag]

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 from pydicom import DataElement, Dataset, dcmread, dcmwrite
+from pydicom.data import get_testdata_file
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
@@ -287,6 +289,25 @@ def _errors(file: Path) -> set[str]:
     said = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace")
     named = {line.partition("<")[2].partition(">")[0] for line in said.stderr.splitlines() if line.startswith("Error")}
     return {name for name in named if not name[:1].isdigit()}
+
+
+@pytest.mark.parametrize("name", ["JPEG2000.dcm", "SC_rgb_jpeg_dcmtk.dcm", "MR_small_jpeg_ls_lossless.dcm"])
+def test_comments_inside_compressed_frames_are_blanked_and_pixels_stay(name: str) -> None:
+    original = dcmread(str(get_testdata_file(name, download=False)))
+    pixels = original.pixel_array
+    [frame] = generate_frames(original.PixelData, number_of_frames=1)
+    text = b"Marker^Mary!"
+    if name == "JPEG2000.dcm":  # after SIZ, which comes first
+        after = 2 + 2 + int.from_bytes(frame[4:6], "big")
+        comment = b"\xff\x64" + (4 + len(text)).to_bytes(2, "big") + b"\0\1" + text
+    else:
+        after = 2
+        comment = b"\xff\xfe" + (2 + len(text)).to_bytes(2, "big") + text
+        comment += b"\xff\xe1" + (2 + len(text)).to_bytes(2, "big") + text
+    original.PixelData = encapsulate([frame[:after] + comment + frame[after:]])
+    cleaned, _ = Deidentifier(PROJECT).clean(original)
+    assert b"Marker" not in written(cleaned)
+    assert np.array_equal(dcmread(io.BytesIO(written(cleaned))).pixel_array, pixels)
 
 
 def test_a_key_must_be_long_and_is_never_shown() -> None:
