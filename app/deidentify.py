@@ -122,10 +122,17 @@ def deidentify(
         if held:
             continue
         for instance in instances:
-            cleaned, done = deidentifier.clean(_blanked(dcmread(instance.path), rectangles))
+            try:
+                cleaned, done = deidentifier.clean(_blanked(dcmread(instance.path), rectangles))
+                path = _write(cleaned, out)
+            except Exception as error:  # noqa: BLE001  # whatever pydicom makes of a broken file: it does not leave
+                ref, reason = instance.ref, f"it cannot be written as a valid file ({type(error).__name__})"
+                said.held.append(kept := Held(ref.study_instance_uid, ref.sop_instance_uid, reason))
+                yield kept
+                continue
             said.done += done
             said.written += 1
-            yield _write(cleaned, out)
+            yield path
     if report is not None:
         report.write_text(said.to_json(deidentifier.options), encoding="utf-8")
 
@@ -135,8 +142,11 @@ def _suspicion(instance: Instance, *, sandbox: Sandbox, rectangles: Sequence[Rec
     ref = instance.ref
     if instance.number_of_frames == 0:
         return
-    header = dcmread(instance.path, stop_before_pixels=True)
-    reason = None if rectangles else next(header_suspicions(header), None)
+    try:
+        header = dcmread(instance.path, stop_before_pixels=True)
+        reason = None if rectangles else next(header_suspicions(header), None)
+    except Exception as error:  # noqa: BLE001  # see above
+        reason = f"its header cannot be read by what de-identifies it ({type(error).__name__})"
     try:
         for frame in frames(instance, sandbox=sandbox) if reason is None else ():
             pixels = frame.pixels.copy()

@@ -25,7 +25,7 @@ from dicom_io.deidentify.profile import (
     safe_words,
 )
 from dicom_io.deidentify.project import Project, shifted_day
-from dicom_io.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_io.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, TRANSFER_SYNTAXES
 
 # What stands where a value has to be, by VR.
 DUMMIES: dict[str, object] = {
@@ -88,7 +88,8 @@ class Deidentifier:
             warnings.simplefilter("ignore")  # pydicom's, of values that a real file holds against the standard
             cleaned = walk.dataset(original)
         self._state(cleaned, had_dates=walk.had_dates)
-        if "PixelData" in cleaned and original.file_meta.TransferSyntaxUID.is_encapsulated:
+        syntax = TRANSFER_SYNTAXES.get(str(original.file_meta.TransferSyntaxUID))
+        if "PixelData" in cleaned and syntax is not None and syntax.encapsulated:
             cleaned.PixelData = without_comments(cleaned.PixelData)
             cleaned["PixelData"].is_undefined_length = True
         cleaned.preamble = bytes(128)
