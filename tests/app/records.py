@@ -21,6 +21,9 @@ def study(at: datetime, *, uid: str = "1.2.3", instances: int = 2) -> Study:
         study_date=date(2026, 1, 1),
         description="Chest PA",
         accession_number="A-4711",
+        study_time="101112.5",
+        study_id="S-1",
+        referring_physician="Roe^Richard",
         received_at=at,
         series=[
             Series(
