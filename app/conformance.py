@@ -123,8 +123,8 @@ def _lines() -> Iterator[str]:
     yield from _table(("Code (DCM)", "Option", "Word"), ((o.code, o.meaning, f"`{o.word}`") for o in Option))
     yield ""
     yield (
-        "Not offered: Clean Graphics, Clean Recognizable Visual Features, encrypted attributes. Comments and application "
-        "data inside compressed frames are blanked; overlays in unused bits of pixels are not looked for. Compressed "
+        "Not offered: Clean Graphics, Clean Recognizable Visual Features, encrypted attributes. Comments and "
+        "application data inside compressed frames are blanked; overlays in unused bits of pixels are not looked for. Compressed "
         "pixels are not blanked: such a study is held."
     )
 
