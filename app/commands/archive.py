@@ -145,6 +145,10 @@ def _deidentified(paths: "Sequence[Path]", out: Path, args: argparse.Namespace) 
                 show(f"{written} de-identified")
     clear()
     print(f"{written} de-identified, {len(held)} studies held", file=sys.stderr)
+    if held:
+        print(
+            "look at what is held, then name it with --release UID, or blank the letters with --blank", file=sys.stderr
+        )
     return len(held)
 
 

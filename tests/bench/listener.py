@@ -2,6 +2,7 @@
 
     rates     files a second, against DCMTK's storescp and Orthanc in the same run
     kills     kill -9 at random moments while four associations store: acknowledged = stored
+    loop      from the last C-STORE to the report in Orthanc, less the quiet time that is waited for
     memory    of the listener under many associations, and under half-open sockets with an honest peer beside them
 
 Each prints JSON. Files are made here; nothing outlives the run.
@@ -23,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
@@ -43,10 +45,12 @@ MEGABYTE = 1_000_000
 def main() -> None:
     """Run the parts that are named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("rates", "kills", "memory"))
+    parser.add_argument("part", choices=("rates", "kills", "loop", "memory"))
     parser.add_argument("--files", type=int, default=500, help="of 0.5 MB each (default: 500)")
     parser.add_argument("--large-files", type=int, default=40, help="of 10 MB each (default: 40)")
     parser.add_argument("--kills", type=int, default=200, help="default: 200")
+    parser.add_argument("--studies", type=int, default=50, help="of one image each, for the loop (default: 50)")
+    parser.add_argument("--slices", type=int, default=200, help="of one series, for the loop (default: 200)")
     parser.add_argument("--seconds", type=float, default=300, help="of 25 associations at once (default: 300)")
     parser.add_argument("--database", help="URL of an empty database (default: SQLite)")
     args = parser.parse_args()
@@ -57,6 +61,8 @@ def main() -> None:
             result = rates(folder, small=args.files, large=args.large_files, database=args.database)
         elif args.part == "kills":
             result = kills(folder, count=args.kills, database=args.database)
+        elif args.part == "loop":
+            result = loop(folder, studies=args.studies, slices=args.slices, database=args.database)
         else:
             result = memory(folder, seconds=args.seconds, database=args.database)
     print(json.dumps(result, indent=1))  # noqa: T201  # what was asked for
@@ -65,13 +71,15 @@ def main() -> None:
 # What is stored, and what stores it.
 
 
-def films(folder: Path, count: int, *, size_bytes: int, rng: np.random.Generator) -> list[Path]:
-    """Uncompressed 16-bit images of a study each ten, whose pixels no disk can compress."""
+def films(
+    folder: Path, count: int, *, size_bytes: int, rng: np.random.Generator, images_a_study: int = 10
+) -> list[Path]:
+    """Uncompressed 16-bit images, whose pixels no disk can compress."""
     side = round((size_bytes / 2) ** 0.5)
     folder.mkdir(parents=True)
     written = []
     for number in range(count):
-        if number % 10 == 0:
+        if number % images_a_study == 0:
             study, series = generate_uid(), generate_uid()
         made = data_set(
             rng.integers(0, 4096, (side, side), dtype=np.uint16),
@@ -79,7 +87,7 @@ def films(folder: Path, count: int, *, size_bytes: int, rng: np.random.Generator
             SOPInstanceUID=generate_uid(),
             StudyInstanceUID=study,
             SeriesInstanceUID=series,
-            PatientID=f"BENCH{number // 10}",
+            PatientID=f"BENCH{number // images_a_study}",
             Modality="DX",
         )
         written.append(folder / f"{number:05}.dcm")
@@ -90,8 +98,9 @@ def films(folder: Path, count: int, *, size_bytes: int, rng: np.random.Generator
 class HilumListener:
     """`hilum listen` in a process of its own; what it keeps outlives `kill` and `start`."""
 
-    def __init__(self, folder: Path, database: str | None) -> None:
+    def __init__(self, folder: Path, database: str | None, *, role: str = "listen", **pacs: str) -> None:
         self.port = free_port()
+        self._command: list[str | Path] = [Path(sys.executable).with_name("hilum"), role]
         self.state, self.checkpoint = folder / "state", folder / "checkpoint.json"
         self.database = database or f"sqlite:///{folder / 'hilum.db'}"
         self.process: subprocess.Popen[bytes] | None = None
@@ -104,12 +113,14 @@ class HilumListener:
             "HILUM__PACS__CALLING_AE_TITLES": '["BENCH"]',
             "HILUM__PACS__MAXIMUM_ASSOCIATIONS_PER_HOST": "64",
             "HILUM__PACS__MAXIMUM_ASSOCIATIONS": "64",
+            "HILUM__WEB__PORT": "0",
+            **{f"HILUM__PACS__{key.upper()}": value for key, value in pacs.items()},
         }
 
     def start(self) -> None:
         """Returns once it answers a C-ECHO."""
         self.process = subprocess.Popen(
-            [Path(sys.executable).with_name("hilum"), "listen"],
+            self._command,
             env=self._environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -131,10 +142,10 @@ class HilumListener:
 
 
 @contextmanager
-def hilum(folder: Path, database: str | None) -> Iterator[HilumListener]:
+def hilum(folder: Path, database: str | None, *, role: str = "listen", **pacs: str) -> Iterator[HilumListener]:
     """A listener of ours that answers, gone after the block."""
     folder.mkdir(parents=True, exist_ok=True)
-    listener = HilumListener(folder, database)
+    listener = HilumListener(folder, database, role=role, **pacs)
     listener.start()
     try:
         yield listener
@@ -298,6 +309,39 @@ def kept(listener: HilumListener, *, sent: dict[str, Path], acknowledged: set[st
     assert "quarantined" not in outcomes, "the same bytes were taken for another object"
     assert broken is None, f"the audit chain is broken at {broken}"
     return {"stored": len(uids), "lost": 0, "doubled": 0, "audit": "holds"}
+
+
+# How soon.
+
+QUIET_SECONDS = 1.0
+
+
+def loop(folder: Path, *, studies: int, slices: int, database: str | None) -> dict[str, float]:
+    """Seconds until the report of each study is in a real Orthanc, the model that ships answering on this machine."""
+    rng = np.random.default_rng(6)
+    waited = []
+    with ExitStack() as servers:
+        theirs = servers.enter_context(orthanc())
+        peer = {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": str(theirs.port), "deliver": '["sr"]'}
+        keys = {f"peers__archive__{key}": value for key, value in peer.items()}
+        ours = servers.enter_context(
+            hilum(folder / "hilum", database, role="serve", quiet_seconds=str(QUIET_SECONDS), **keys)
+        )
+        for number in range(studies + 1):
+            count = slices if number == studies else 1
+            sent = films(folder / str(number), count, size_bytes=MEGABYTE // 2, rng=rng, images_a_study=count)
+            before = len(httpx.get(f"{theirs.url}/instances", trust_env=False).json())
+            send(sent, ours.port, "HILUM", 1)
+            started = time.perf_counter()
+            while len(httpx.get(f"{theirs.url}/instances", trust_env=False).json()) == before:
+                time.sleep(0.02)
+            waited.append(time.perf_counter() - started - QUIET_SECONDS)
+            shutil.rmtree(folder / str(number))
+    return {
+        "single images, median s": round(float(np.median(waited[:-1])), 2),
+        "single images, worst s": round(max(waited[:-1]), 2),
+        f"a series of {slices} images, s": round(waited[-1], 2),
+    }
 
 
 # How small, and whom it still serves.
