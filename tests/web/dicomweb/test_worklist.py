@@ -1,7 +1,7 @@
 """Other applications find studies on the worklist, claim each once, and say what they did."""
 
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
@@ -208,8 +208,13 @@ def test_cancelling_is_asked_for_and_done_where_nobody_outside_is_at_work(
 
 def test_cancelling_of_what_our_worker_does_stops_it(http: httpx.Client, served: Served, item: str) -> None:
     services = served.services
+
+    def later() -> datetime:
+        """When the item of the fixture is due."""
+        return services.now() + timedelta(seconds=2)
+
     while True:
-        ours = worklist.claim(services.sessions, actor=SYSTEM, holder="w", lease_seconds=60, now=services.now)
+        ours = worklist.claim(services.sessions, actor=SYSTEM, holder="w", lease_seconds=60, now=later)
         assert ours is not None
         if ours.uid == item:
             break
