@@ -15,7 +15,7 @@ from app.record import record
 from app.results import Diagnosed, NotDiagnosed, ReadImage
 from app.window import as_record, choose, needs_route, present
 from dicom_io.errors import DicomError, NoPixels, NotAVolume
-from dicom_io.geometry import slices_of, volume
+from dicom_io.geometry import Slice, slices_in, slices_of, volume
 from dicom_io.read import frames, group
 from dicom_io.sandbox import Sandbox
 from dicom_io.types import Series
@@ -81,7 +81,7 @@ def plan(
     for study in group(each.instance for each in by_uid.values()):
         for series in study.series:
             chosen, warnings = _sample(series, frames_per_series)
-            warnings += _not_a_volume(series)
+            warnings += _not_a_volume(series.modality, slices_of(series))
             for instance, numbers in zip(series.instances, chosen, strict=True):
                 if numbers or instance.number_of_frames == 0:
                     yield by_uid[instance.ref.sop_instance_uid], numbers, warnings
@@ -104,12 +104,12 @@ def _sample(series: Series, limit: int) -> tuple[list[Sequence[int]], tuple[str,
     return chosen, (f"This series holds {total} images; {limit} of them were read, evenly spaced: {read}.",)
 
 
-def _not_a_volume(series: Series) -> tuple[str, ...]:
+def _not_a_volume(modality: str | None, slices: Sequence[Slice]) -> tuple[str, ...]:
     """What the reader of a stack of slices should know before trusting its order; nothing for other images."""
-    if series.modality not in SLICED or len(series.instances) < 2:
+    if modality not in SLICED or len(slices) < 2:
         return ()
     try:
-        volume(slices_of(series))
+        volume(slices)
     except NotAVolume as reason:
         return (f"The slices of this series are not one regular volume: {reason}. Each was assessed alone.",)
     return ()
@@ -135,6 +135,8 @@ def _prepare(
     try:
         if received.instance_id is not None and digest(instance.path)[0] != received.sha256:
             raise SpoolDamaged(received.sha256)  # the record names the bytes that were looked at
+        if instance.number_of_frames > 1 and instance.modality in SLICED:
+            warnings += _not_a_volume(instance.modality, slices_in(sandbox.evidence(instance.path)))
         for frame in frames(instance, sandbox=sandbox, numbers=numbers):
             decode_ms, started = _ms_since(started), perf_counter()
             place = (f"Frame {frame.number} of {instance.number_of_frames}.",) if instance.number_of_frames > 1 else ()

@@ -276,6 +276,7 @@ def test_of_a_long_multi_frame_an_even_sample_is_read_and_each_frame_named(desk:
     results = [result for result in desk.results(*received, frames_per_series=3) if isinstance(result, Diagnosed)]
     assert [result.image.frame_number for result in results] == [1, 5, 9]
     assert "Frame 5 of 9." in results[1].warnings
+    assert any("9 of 9 slices do not say where they lie" in warning for warning in results[1].warnings)
     with desk.sessions() as session:
         assert session.scalars(select(PredictionRow.frame_number).order_by(PredictionRow.id)).all() == [1, 5, 9]
 
