@@ -124,7 +124,8 @@ def _deidentified(paths: "Sequence[Path]", out: Path, args: argparse.Namespace) 
     if args.blank:
         chosen.add(Option.CLEAN_PIXEL_DATA)
     written, held = 0, set()
-    with Sandbox(workers=1, limits=reading.limits) as sandbox, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+    out.mkdir(parents=True, exist_ok=True)  # what passes lies there too: the folder above may not be the user's
+    with Sandbox(workers=1, limits=reading.limits) as sandbox, tempfile.TemporaryDirectory(dir=out) as scratch:
         for outcome in deidentify(
             paths,
             out=out,
