@@ -179,7 +179,8 @@ def _store(
     uid, sha256, size_bytes = instance.ref.sop_instance_uid, arrival.sha256, arrival.size_bytes
     assert sha256 is not None  # the bytes are in the spool
     assert size_bytes is not None
-    with sessions.begin() as session:
+
+    def store(session: Session) -> tuple[Literal["stored", "duplicate"], int, tuple[str, ...]]:
         at = now()
         made: list[Base] = []
         warnings: tuple[str, ...] = ()
@@ -187,24 +188,28 @@ def _store(
         row = session.scalar(select(StoredInstance).where(StoredInstance.sop_instance_uid == uid))
         if row is None:
             outcome = "stored"
-            row, made, warnings = _new_rows(session, instance, sha256=sha256, size_bytes=size_bytes, actor=actor, at=at)
+            row, study, made, warnings = _new_rows(
+                session, instance, sha256=sha256, size_bytes=size_bytes, actor=actor, at=at
+            )
+            session.add_all(made)
+            if arrival.awaited and row.number_of_frames:
+                worklist.expect(session, study, requested_by=actor.name, at=at)
         elif row.sha256 != sha256:
             raise ConflictingInstance(uid)
         reception = arrival.row(outcome, actor=actor, at=at)
         reception.instance = row
         subjects = [*made, reception]
-        session.add_all(subjects)
-        if arrival.awaited and outcome == "stored" and row.number_of_frames:
-            worklist.expect(session, row.series.study, requested_by=actor.name, at=at)
         audit.append(session, actor=actor, action="receive", subjects=subjects, detail={"outcome": outcome}, now=now)
-        instance_id = row.id
+        return outcome, row.id, warnings
+
+    outcome, instance_id, warnings = sessions.together(store)
     return Received(arrival.name, outcome, instance, sha256, instance_id=instance_id, warnings=warnings)
 
 
 def _new_rows(
     session: Session, instance: Instance, *, sha256: str, size_bytes: int, actor: Actor, at: datetime
-) -> tuple[StoredInstance, list[Base], tuple[str, ...]]:
-    """The instance's row and every row that had to be made for it; the first header of a study or series stays."""
+) -> tuple[StoredInstance, Study, list[Base], tuple[str, ...]]:
+    """The instance's row, its study's, and all that had to be made; the first header of a study or series stays."""
     ref, patient = instance.ref, instance.patient
     made: list[Base] = []
     warnings: tuple[str, ...] = ()
@@ -258,7 +263,7 @@ def _new_rows(
         received_from=actor.name,
     )
     made.append(row)
-    return row, made, warnings
+    return row, study, made, warnings
 
 
 def _refuse(

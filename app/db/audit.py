@@ -84,7 +84,8 @@ def append(
     session.flush()
     if bound:
         session.execute(insert(AuditSubject), [{"sequence": event.sequence, **subject} for subject in bound])
-    if _agrees_with_checkpoint(session, head):
+    # An earlier event of this transaction has looked already.
+    if "head" in session.info or _agrees_with_checkpoint(session, head):
         session.info["head"] = Head(event.sequence, event.hash)
     return event
 

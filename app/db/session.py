@@ -4,10 +4,12 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -19,6 +21,8 @@ from app.db.tables import AUDITED
 from app.errors import AuditUnbound, ConfigInvalid, DatabaseBusy, DatabaseUnavailable
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 WAIT_SECONDS = 30  # for another writer, on both engines
 WRITES = "hilum_writes"  # the execution option of connections whose transactions take the writers' lock
@@ -63,6 +67,7 @@ class Sessions(sessionmaker[Session]):
         super().__init__(bind=made, info={"checkpoint": checkpoint}, expire_on_commit=False)
         self._writing = writing(made)
         self._turn = threading.Lock()
+        self._waiting: deque[tuple[Callable[[Session], Any], Future[Any]]] = deque()
         event.listen(self, "after_flush", _remember_new_rows)
         event.listen(self, "before_commit", _refuse_unbound_rows)
         event.listen(self, "after_commit", _keep_head)
@@ -82,6 +87,49 @@ class Sessions(sessionmaker[Session]):
                 yield session
         finally:
             self._turn.release()
+
+    def together(self, work: Callable[[Session], T]) -> T:
+        """What `work` makes of a session as `begin` gives it, in a transaction that other threads' work may share.
+
+        The thread that writes next does the work of all that wait, and what a commit waits for the disk is paid once.
+        Where one of them raises, all is undone and each is done by itself: so `work` may be called twice, and must
+        change nothing but the session. Raises what `work` does, AuditUnbound and DatabaseBusy.
+        """
+        done: Future[T] = Future()
+        waiting = (work, done)
+        self._waiting.append(waiting)
+        if not self._turn.acquire(timeout=WAIT_SECONDS):
+            try:
+                self._waiting.remove(waiting)
+            except ValueError:  # the one that writes now has it in hand
+                return done.result()
+            raise DatabaseBusy("another part of this process has been writing for too long; nothing was changed")
+        try:
+            if not done.done():
+                self._write([self._waiting.popleft() for _ in range(len(self._waiting))])
+        finally:
+            self._turn.release()
+        return done.result()
+
+    def _write(self, batch: Sequence[tuple[Callable[[Session], Any], Future[Any]]]) -> None:
+        made = []
+        try:
+            with self(bind=self._writing) as session, session.begin():
+                for work, _ in batch:
+                    made.append(work(session))
+                    _refuse_unbound_rows(session)  # the next one's audit event would name them
+        except BaseException as problem:
+            if len(batch) > 1 and isinstance(problem, Exception):
+                for one in batch:
+                    self._write([one])
+                return
+            for _, done in batch:
+                done.set_exception(problem)
+            if not isinstance(problem, Exception):
+                raise
+        else:
+            for (_, done), result in zip(batch, made, strict=True):
+                done.set_result(result)
 
 
 def sessions(made: Engine, *, checkpoint: Path | None) -> Sessions:
