@@ -22,7 +22,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.events import Event, EventHandlerType
+from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from dicom_io.uids import (
@@ -40,6 +42,8 @@ ASSOCIATE_RQ = 0x01  # PDU type, PS3.8 Table 9-11
 PDU_HEADER_BYTES = 6
 # 128 presentation contexts (all that PS3.8 allows) with every transfer syntax of our table take 150 kB.
 ASSOCIATE_BYTES = 512 * 1024
+# Of one message, its file apart: ten thousand references of a commitment request take 2 MB.
+MESSAGE_BYTES = 16 * 1024 * 1024
 RECEIVE_BYTES = 256 * 1024  # of one read; pynetdicom's own 4 kB costs more than the disk does
 GREETINGS = 256  # connections that have not yet said who they are; the oldest makes room for a new one
 STOP_SECONDS = 5.0
@@ -113,6 +117,7 @@ class Listener:
         handlers: list[EventHandlerType] = [
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_N_ACTION, self._on_commitment),
+            (evt.EVT_CONN_CLOSE, _remove_half_received),
         ]
         self._server = cast(
             _Door,
@@ -264,6 +269,7 @@ class _Greeted(RequestHandler):
         bounded.first_pdu = bytearray(greeting.first_pdu)
         bounded.largest = listening.maximum_pdu_bytes + PDU_HEADER_BYTES
         bounded.seconds = listening.idle_seconds
+        association.dimse.__class__ = _BoundedMessages
         return association
 
     def handle(self) -> None:
@@ -299,6 +305,30 @@ class _BoundedSocket(AssociationSocket):
             raise OSError(f"a PDU states {nr_bytes} bytes; {self.largest} were agreed")
         assert self.socket is not None
         return bytearray(_exactly(self.socket, nr_bytes, end=time.monotonic() + self.seconds))
+
+
+class _BoundedMessages(DIMSEServiceProvider):
+    """pynetdicom's messages, which it gathers in memory for as long as a peer says that more of one follows."""
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Add to the message; one that grows beyond MESSAGE_BYTES ends the association."""
+        super().receive_primitive(primitive)
+        message = self.message
+        if message is None:
+            return
+        held = message.encoded_command_set.tell() + (message.data_set.tell() if message.data_set else 0)
+        if held > MESSAGE_BYTES:
+            logger.warning("a message of more than %s bytes ended the association that it came on", MESSAGE_BYTES)
+            self.message = None
+            self.dul.event_queue.put("Evt19")  # as pynetdicom itself answers a message that it cannot decode
+
+
+def _remove_half_received(event: Event) -> None:
+    """Remove the file whose rest will never come."""
+    message = event.assoc.dimse.message
+    if message is not None and message._data_set_file is not None:  # noqa: SLF001  # pynetdicom tells it nowhere else
+        message._data_set_file.close()  # noqa: SLF001
+        Path(message._data_set_file.name).unlink(missing_ok=True)  # noqa: SLF001
 
 
 def _exactly(connection: socket.socket, count: int, *, end: float) -> bytes:

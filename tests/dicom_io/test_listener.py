@@ -3,6 +3,7 @@
 import resource
 import socket
 import ssl
+import struct
 import subprocess
 import tempfile
 import time
@@ -18,7 +19,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage
 from pynetdicom import AE
+from pynetdicom.dsutils import encode
 
 from dicom_io.listener import Caller, CommitmentRequest, Listener, Listening
 from dicom_io.uids import VERIFICATION
@@ -169,6 +173,61 @@ def test_one_host_cannot_have_all_associations(listen: Callable[[Listening], Lis
     first.release()
     assert emptied(listener)
     assert echo(listener).returncode == 0
+
+
+def store_request(uid: str) -> bytes:
+    """The command set of a C-STORE-RQ, implicit VR little endian (PS3.7 Table 9.3-1)."""
+    command = Dataset()
+    command.AffectedSOPClassUID, command.AffectedSOPInstanceUID = CTImageStorage, uid
+    command.CommandField, command.MessageID, command.Priority, command.CommandDataSetType = 0x0001, 1, 0, 0x0001
+    command.CommandGroupLength = len(encode(command, is_implicit_vr=True, is_little_endian=True) or b"")
+    return encode(command, is_implicit_vr=True, is_little_endian=True) or b""
+
+
+def data_pdu(fragment: bytes, *, control: int) -> bytes:
+    """A P-DATA-TF of one fragment (PS3.8 9.3.5); control 1 is a command, 2 the last fragment."""
+    value = struct.pack(">IBB", len(fragment) + 2, 1, control) + fragment
+    return struct.pack(">BBI", 4, 0, len(value)) + value
+
+
+def spoken(listener: Listener) -> socket.socket:
+    """The socket of an association for CT images, which its own side no longer reads or writes."""
+    entity = AE("TEST")
+    entity.add_requested_context(CTImageStorage)
+    association = entity.associate("127.0.0.1", listener.port, ae_title="HILUM")
+    assert association.is_established
+    assert association.dul.socket is not None
+    connection = association.dul.socket.socket
+    assert connection is not None
+    return connection
+
+
+@pytest.mark.parametrize("control", [1, 0])
+def test_a_message_without_an_end_is_cut_off(
+    listen: Callable[[Listening], Listener], control: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dicom_io.listener.MESSAGE_BYTES", MIB)
+    listener = listen(PLAIN)
+    connection = spoken(listener)
+    assert cut_off(connection, pieces=[data_pdu(bytes(60_000), control=control)] * 400, pause_seconds=0.01)
+    assert emptied(listener)
+    assert echo(listener).returncode == 0
+
+
+def test_half_a_file_does_not_outlive_its_association(
+    listen: Callable[[Listening], Listener], desk: Desk, tmp_path: Path
+) -> None:
+    listener = listen(PLAIN)
+    connection = spoken(listener)
+    connection.sendall(data_pdu(store_request("1.2.3"), control=3) + data_pdu(bytes(60_000), control=0))
+    deadline = time.monotonic() + 10
+    while sum(p.stat().st_size for p in tmp_path.iterdir()) < 60_000 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(list(tmp_path.iterdir())) == 1
+    connection.shutdown(socket.SHUT_RDWR)
+    assert emptied(listener)
+    assert not list(tmp_path.iterdir())
+    assert not desk.taken
 
 
 def test_128_presentation_contexts_are_taken(listen: Callable[[Listening], Listener]) -> None:
