@@ -10,10 +10,11 @@ from sqlalchemy import exists, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import publish, worklist
+from app.db import audit
 from app.db.tables import PredictionRow, Series, StoredInstance
 from app.db.work import WorkItem
 from app.diagnose import diagnose
-from app.errors import HilumError
+from app.errors import HilumError, SpoolError
 from app.identity import SYSTEM
 from app.pacs import commitment
 from app.receive import Received, reopen
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 IDLE_SECONDS = 0.5  # between two looks at an empty worklist
 LEASE_SECONDS = 120.0  # renewed after every batch; a worker that died is followed by another after it
 ATTEMPTS_MOST = 3
+RETRY_SECONDS = 30.0  # after the first failure; twice as long after the second
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,14 @@ def _diagnose(services: Services, item: WorkItem, *, stop: threading.Event) -> N
     except (HilumError, DicomError, VisionModelError) as error:
         if item.attempts < ATTEMPTS_MOST:
             logger.warning("work item %s is put back: %s", item.uid, error.code)
-            worklist.release(
-                services.sessions, item, code=error.code, message=str(error), actor=SYSTEM, now=services.now
+            worklist.put_off(
+                services.sessions,
+                item,
+                code=error.code,
+                message=str(error),
+                wait_seconds=RETRY_SECONDS * item.attempts,
+                actor=SYSTEM,
+                now=services.now,
             )
             return
         logger.error("work item %s was given up: %s", item.uid, error.code)
@@ -109,8 +117,11 @@ def _predict(services: Services, item: WorkItem, *, stop: threading.Event) -> No
             logger.warning("an image of work item %s was not diagnosed: %s", item.uid, result.code)
         if number % settings.batch_size:
             continue
-        # Where it stops, or another has taken over, what is recorded stays, and the next holder does the rest.
-        if stop.is_set() or not worklist.renew(services.sessions, item, lease_seconds=LEASE_SECONDS, now=services.now):
+        # What is recorded stays, and the next holder does the rest.
+        if stop.is_set():
+            worklist.give_back(services.sessions, item, actor=SYSTEM, now=services.now)
+            return
+        if not worklist.renew(services.sessions, item, lease_seconds=LEASE_SECONDS, now=services.now):
             return
     made = publish.objects(
         item,
@@ -126,7 +137,10 @@ def _predict(services: Services, item: WorkItem, *, stop: threading.Event) -> No
 
 
 def _undiagnosed(services: Services, item: WorkItem) -> list[Received]:
-    """The study's images that the model in use has not read yet: a work item done twice predicts nothing twice."""
+    """The study's images that the model in use has not read yet: a work item done twice predicts nothing twice.
+
+    One whose bytes are gone or damaged is audited and left out. Raises SpoolError or DicomError where all are.
+    """
     mine = exists().where(
         PredictionRow.instance_id == StoredInstance.id,
         PredictionRow.model_sha256 == services.model.manifest.graph_sha256,
@@ -139,4 +153,19 @@ def _undiagnosed(services: Services, item: WorkItem) -> list[Received]:
     )
     with services.sessions() as session:
         rows = session.scalars(wanted).all()
-    return [reopen(row, spool=services.spool, sandbox=services.sandbox) for row in rows]
+    opened: list[Received] = []
+    problems: dict[int, SpoolError | DicomError] = {}
+    for row in rows:
+        try:
+            opened.append(reopen(row, spool=services.spool, sandbox=services.sandbox))
+        except (SpoolError, DicomError) as error:
+            problems[row.id] = error
+    if problems and not opened:
+        raise next(iter(problems.values()))
+    for row_id, problem in problems.items():
+        logger.error("an image of work item %s is not diagnosed: %s", item.uid, problem.code)
+        with services.sessions.begin() as session:
+            image = session.get_one(StoredInstance, row_id)
+            detail = {"error": problem.code, "frame": None}
+            audit.append(session, actor=SYSTEM, action="predict", subjects=[image], detail=detail, now=services.now)
+    return opened

@@ -116,15 +116,16 @@ def cancel(session: Session, item: WorkItem, *, code: str, message: str, actor: 
     return _end(session, item, state="CANCELED", actor=actor, now=now, error=(code, message))
 
 
-def release(sessions: Sessions, item: WorkItem, *, code: str, message: str, actor: Actor, now: Now) -> None:
-    """Put the item back for another try."""
-    with sessions.begin() as session:
-        held = _held(session, item)
-        if held is not None:
-            held.state, held.transaction_uid, held.claimed_by, held.lease_until = "SCHEDULED", None, None, None
-            held.outside = None
-            held.error_code, held.error_message = code, message
-            _changed(session, held, actor=actor, now=now)
+def put_off(
+    sessions: Sessions, item: WorkItem, *, code: str, message: str, wait_seconds: float, actor: Actor, now: Now
+) -> None:
+    """Put the item back for another try, which no worker begins before so long."""
+    _put_back(sessions, item, error=(code, message), at=now() + timedelta(seconds=wait_seconds), actor=actor, now=now)
+
+
+def give_back(sessions: Sessions, item: WorkItem, *, actor: Actor, now: Now) -> None:
+    """Put the item back as if it had not been claimed: its holder stops, and another may go on at once."""
+    _put_back(sessions, item, error=(None, None), at=item.scheduled_at, attempts=-1, actor=actor, now=now)
 
 
 def take(
@@ -208,6 +209,26 @@ def request_cancellation(sessions: Sessions, uid: str, *, requester: Actor, now:
         item.error_code, item.error_message = None, f"cancelled as {requester.name} asked"
         _changed(session, item, actor=requester, now=now)
         return True
+
+
+def _put_back(
+    sessions: Sessions,
+    item: WorkItem,
+    *,
+    error: tuple[str | None, str | None],
+    at: datetime,
+    attempts: int = 0,
+    actor: Actor,
+    now: Now,
+) -> None:
+    with sessions.begin() as session:
+        held = _held(session, item)
+        if held is not None:
+            held.state, held.transaction_uid, held.claimed_by, held.lease_until = "SCHEDULED", None, None, None
+            held.outside, held.scheduled_at = None, at
+            held.attempts += attempts
+            held.error_code, held.error_message = error
+            _changed(session, held, actor=actor, now=now)
 
 
 def _held_outside(session: Session, uid: str, *, transaction_uid: str | None, performer: Actor) -> WorkItem:

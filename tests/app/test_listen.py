@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,9 +17,9 @@ from pynetdicom import AE, evt
 from sqlalchemy import func, select
 
 from app import worker, worklist
-from app.config import Pacs, Peer, Settings
+from app.config import Diagnose, Pacs, Peer, Settings
 from app.db import audit
-from app.db.tables import PredictionRow, Reception, StoredInstance
+from app.db.tables import AuditEvent, PredictionRow, Reception, StoredInstance
 from app.db.work import AwaitedStudy, Commitment, WorkItem
 from app.identity import SYSTEM
 from app.pacs.listen import listener
@@ -159,6 +160,59 @@ def test_a_dead_workers_item_is_taken_over_and_its_late_end_changes_nothing(
     assert not worklist.renew(services.sessions, dead, lease_seconds=30, now=much_later.now)
     with services.sessions.begin() as session:
         assert worklist.complete(session, heir, actor=SYSTEM, now=much_later.now)
+
+
+def test_an_image_that_the_spool_has_lost_does_not_cost_the_others_their_diagnosis(
+    started: Listener, services: Services, tmp_path: Path
+) -> None:
+    assert send(started.port, film(tmp_path / "in"), film(tmp_path / "in", 2)).returncode == 0
+    with services.sessions() as session:
+        lost = session.scalars(select(StoredInstance)).first()
+        assert lost is not None
+    services.spool.path(lost.sha256).unlink()
+    assert worker.once(Later(services, seconds=10).services, holder="test").diagnosed == 1
+    with services.sessions() as session:
+        assert session.scalars(select(WorkItem.state)).all() == ["COMPLETED"]
+        (prediction,) = session.scalars(select(PredictionRow)).all()
+        assert prediction.instance_id != lost.id
+        details = session.scalars(select(AuditEvent.detail).where(AuditEvent.action == "predict")).all()
+        assert {"error": "spool.missing", "frame": None} in details
+        assert audit.verify(session, None).broken is None
+
+
+def test_what_fails_is_tried_again_after_a_while_and_then_given_up(
+    started: Listener, services: Services, tmp_path: Path
+) -> None:
+    assert send(started.port, film(tmp_path / "in")).returncode == 0
+    with services.sessions() as session:
+        services.spool.path(session.scalars(select(StoredInstance.sha256)).one()).unlink()
+    tried = {
+        seconds: worker.once(Later(services, seconds=seconds).services, holder="test").diagnosed
+        for seconds in (100, 120, 140, 180, 210, 300)
+    }
+    assert tried == {100: 1, 120: 0, 140: 1, 180: 0, 210: 1, 300: 0}
+    with services.sessions() as session:
+        (item,) = session.scalars(select(WorkItem)).all()
+    assert (item.state, item.attempts, item.error_code) == ("CANCELED", 3, "spool.missing")
+
+
+def test_a_worker_that_is_stopped_gives_its_item_back_and_the_next_goes_on_at_once(
+    started: Listener, services: Services, tmp_path: Path
+) -> None:
+    assert send(started.port, film(tmp_path / "in"), film(tmp_path / "in", 2)).returncode == 0
+    one_by_one = Settings(pacs=services.settings.pacs, diagnose=Diagnose(batch_size=1))
+    later = replace(Later(services, seconds=10).services, settings=one_by_one)
+    stopped = threading.Event()
+    stopped.set()
+    worker.once(later, holder="stopped", stop=stopped)
+    with services.sessions() as session:
+        (item,) = session.scalars(select(WorkItem)).all()
+        assert (item.state, item.attempts, item.claimed_by) == ("SCHEDULED", 0, None)
+        assert session.scalar(select(func.count()).select_from(PredictionRow)) == 1
+    assert worker.once(later, holder="next").diagnosed == 1
+    with services.sessions() as session:
+        assert session.scalars(select(WorkItem.state)).all() == ["COMPLETED"]
+        assert session.scalar(select(func.count()).select_from(PredictionRow)) == 2
 
 
 def test_two_workers_never_claim_one_item(started: Listener, services: Services, tmp_path: Path) -> None:
