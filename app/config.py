@@ -5,7 +5,9 @@ import difflib
 import ipaddress
 import os
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -182,22 +184,46 @@ class Peer(Section):
     move_port: int = Field(default=11113, ge=1, le=65535, description="where it reaches that title")
 
 
-class WebPeer(Section):
-    """A DICOMweb service that is spoken to by name."""
+class _WebService(Section):
+    """Who lets us in over HTTP, and whom we trust there."""
 
-    url: str = Field(pattern=r"^https?://", description="address of the service; /studies comes behind it")
     token: str | None = Field(default=None, min_length=1, repr=False, description="bearer token; or username, password")
     username: str | None = Field(default=None, min_length=1, description="for HTTP's basic authentication")
     password: str | None = Field(default=None, repr=False, description="for HTTP's basic authentication")
     ca: Path | None = Field(default=None, description="PEM file of whom we trust there; none: the usual authorities")
 
     @model_validator(mode="after")
-    def _one_way_in(self) -> "WebPeer":
+    def _one_way_in(self) -> "_WebService":
         if (self.username is None) != (self.password is None):
             raise ValueError("username and password are set both or neither")
         if self.token is not None and self.username is not None:
             raise ValueError("either token, or username and password")
         return self
+
+
+class WebPeer(_WebService):
+    """A DICOMweb service that is spoken to by name."""
+
+    url: str = Field(pattern=r"^https?://", description="address of the service; /studies comes behind it")
+    deliver: tuple[ResultKind, ...] = Field(
+        default=(), description="results of each diagnosed study that are sent there"
+    )
+
+
+class Hl7Peer(Section):
+    """A system that takes the findings of each diagnosed study as an HL7 v2 message, over MLLP."""
+
+    host: str = Field(min_length=1, description="its address")
+    port: int = Field(default=2575, ge=1, le=65535, description="its TCP port")
+    tls: bool = Field(default=False, description="speak TLS with it, by this section's own certificates")
+    sending_facility: str = Field(default="", description="MSH-4: who we are to it")
+    receiving_application: str = Field(default="", description="MSH-5: what it calls itself")
+
+
+class FhirPeer(_WebService):
+    """A FHIR server that takes the findings of each diagnosed study as a transaction."""
+
+    url: str = Field(pattern=r"^https?://", description="base address of the server")
 
 
 class Pacs(Section):
@@ -235,6 +261,8 @@ class Pacs(Section):
     )
     peers: dict[str, Peer] = Field(default={}, description="the applications we speak to, by the names we give them")
     web_peers: dict[str, WebPeer] = Field(default={}, description="the DICOMweb services we speak to, by our names")
+    hl7_peers: dict[str, Hl7Peer] = Field(default={}, description="the HL7 v2 systems that take findings, by our names")
+    fhir_peers: dict[str, FhirPeer] = Field(default={}, description="the FHIR servers that take findings, by our names")
 
     @model_validator(mode="after")
     def _a_key_for_the_certificate(self) -> "Pacs":
@@ -246,8 +274,16 @@ class Pacs(Section):
 
     @model_validator(mode="after")
     def _a_name_for_each(self) -> "Pacs":
-        if twice := sorted(self.peers.keys() & self.web_peers.keys()):
-            raise ValueError(f"{twice[0]} names both a peer and a web peer")
+        names = Counter([*self.peers, *self.web_peers, *self.hl7_peers, *self.fhir_peers])
+        if twice := sorted(name for name, count in names.items() if count > 1):
+            raise ValueError(f"{twice[0]} names more than one peer")
+        return self
+
+    @model_validator(mode="after")
+    def _what_they_need_is_installed(self) -> "Pacs":
+        for peers, extra, module in ((self.hl7_peers, "hl7", "hl7apy"), (self.fhir_peers, "fhir", "fhir")):
+            if peers and find_spec(module) is None:
+                raise ValueError(f"{extra}_peers need more software: pip install 'hilum[{extra}]'")
         return self
 
     @property

@@ -62,6 +62,7 @@ def _lines() -> Iterator[str]:
     yield from _table(("Setting", "Default", "Meaning"), ((f"`{k}`", v, meaning or "") for k, v, meaning in wanted))
     yield ""
     yield f"- An A-ASSOCIATE-RQ of more than {listener.ASSOCIATE_BYTES} bytes is not taken."
+    yield f"- A message of more than {listener.MESSAGE_BYTES} bytes, the file of a C-STORE apart, ends its association."
     yield (
         f"- At most {listener.GREETINGS} connections may be open that have not said who they are; "
         "the oldest makes room."
@@ -85,6 +86,12 @@ def _lines() -> Iterator[str]:
     yield from _section("SOP classes made")
     yield "Measurement reports follow TID 1500 with the device and TID 4019 for the algorithm."
     yield from _classes(uids.REPORT_SOP_CLASSES)
+    yield ""
+    yield (
+        "They go out by C-STORE or STOW-RS. The same findings go as HL7 v2.5.1 ORU^R01 over MLLP, acknowledged in the "
+        "original or the enhanced mode, and as a FHIR R4B transaction of DiagnosticReport, Observation, ImagingStudy and "
+        "Device, to systems that the settings name."
+    )
     yield from _section("Keys asked for in C-FIND and QIDO-RS")
     yield from _table(("Level", "Attributes"), ((level, ", ".join(keys)) for level, keys in ANSWERS.items()))
     yield from _section("DICOMweb services")

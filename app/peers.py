@@ -1,13 +1,17 @@
-"""From a peer of the settings to the application, or the archive, that is spoken to."""
+"""From a peer of the settings to the application, the archive or the system that is spoken to."""
 
 import base64
 import ssl
+from collections.abc import Callable
+from pathlib import Path
 
-from app.config import Pacs, Peer, WebPeer
+from app.config import FhirPeer, Pacs, Peer, WebPeer
 from app.errors import ConfigInvalid
+from app.outlets import FhirRemote, Hl7Remote, send_fhir, send_hl7
 from dicom_io.archive import Archive
 from dicom_io.dicomweb import WebArchive, WebRemote
 from dicom_io.dimse import DimseArchive, Remote
+from dicom_io.errors import PeerRefused
 from dicom_io.listener import Listening
 
 
@@ -33,6 +37,29 @@ def remote(peer: Peer, pacs: Pacs) -> Remote:
     )
 
 
+def destination(name: str, pacs: Pacs) -> Callable[[Path], None]:
+    """What gives one file of results to that peer, and raises PeerError leaves where it does not take it.
+
+    Raises ConfigInvalid where a certificate cannot be used.
+    """
+    if name in pacs.hl7_peers:
+        hl7 = pacs.hl7_peers[name]
+        system = Hl7Remote(name, hl7.host, hl7.port, _client_tls(pacs) if hl7.tls else None)
+        return lambda path: send_hl7(path.read_bytes(), system)
+    if name in pacs.fhir_peers:
+        fhir = pacs.fhir_peers[name]
+        server = FhirRemote(name, fhir.url, _authorisation(fhir), _trusted(f"fhir_peers.{name}", fhir))
+        return lambda path: send_fhir(path.read_bytes(), server)
+    kept_by = archive(name, pacs)
+
+    def store(path: Path) -> None:
+        for answer in kept_by.store([path]):
+            if answer.outcome == "refused":
+                raise PeerRefused("the result", answer.status)
+
+    return store
+
+
 def _move_to(peer: Peer, pacs: Pacs) -> Listening | None:
     if peer.move_ae_title is None:
         return None
@@ -51,14 +78,22 @@ def _move_to(peer: Peer, pacs: Pacs) -> Listening | None:
 
 
 def _web_remote(name: str, peer: WebPeer) -> WebRemote:
-    authorisation = None if peer.token is None else f"Bearer {peer.token}"
+    return WebRemote(
+        name=name, url=peer.url, authorisation=_authorisation(peer), tls=_trusted(f"web_peers.{name}", peer)
+    )
+
+
+def _authorisation(peer: WebPeer | FhirPeer) -> str | None:
     if peer.username is not None:
-        authorisation = "Basic " + base64.b64encode(f"{peer.username}:{peer.password}".encode()).decode()
+        return "Basic " + base64.b64encode(f"{peer.username}:{peer.password}".encode()).decode()
+    return None if peer.token is None else f"Bearer {peer.token}"
+
+
+def _trusted(key: str, peer: WebPeer | FhirPeer) -> ssl.SSLContext | None:
     try:
-        tls = None if peer.ca is None else ssl.create_default_context(cafile=peer.ca)
+        return None if peer.ca is None else ssl.create_default_context(cafile=peer.ca)
     except (OSError, ssl.SSLError) as exc:
-        raise ConfigInvalid(f"pacs.web_peers.{name}.ca: {exc}") from exc
-    return WebRemote(name=name, url=peer.url, authorisation=authorisation, tls=tls)
+        raise ConfigInvalid(f"pacs.{key}.ca: {exc}") from exc
 
 
 def _client_tls(pacs: Pacs) -> ssl.SSLContext:

@@ -1,13 +1,14 @@
-"""Give a diagnosed study's results back: make the DICOM objects, keep them, and send them until they have arrived.
+"""Give a diagnosed study's results back: make objects and messages, keep them, and send them until they have arrived.
 
-The objects of a work item have UIDs that follow from it, and lie in the spool before the outbox names them. So a crash
-loses none, wherever it comes, and what is made or sent a second time is the same object.
+The results of a work item have UIDs that follow from it, and lie in the spool before the outbox names them. So a crash
+loses none, wherever it comes, and what is made or sent a second time is the same one.
 """
 
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
 from app import durable
-from app.config import Pacs, Peer
+from app.config import Pacs
 from app.db import audit
 from app.db.session import Sessions
 from app.db.tables import FindingRow, PredictionRow, Series, StoredInstance
@@ -25,10 +26,9 @@ from app.db.work import Publication, WorkItem
 from app.errors import HilumError
 from app.evidence import evidence as heat_map_of
 from app.identity import SYSTEM
-from app.peers import remote
+from app.peers import destination
 from app.spool import Spool
-from dicom_io.dimse import DimseArchive
-from dicom_io.errors import DicomError, NothingToReport, PeerRefused, PeerUnreachable
+from dicom_io.errors import DicomError, NothingToReport, PeerUnreachable
 from dicom_io.read import frames, read_instance
 from dicom_io.report.capture import secondary_capture
 from dicom_io.report.findings import (
@@ -72,68 +72,95 @@ def installation(root: Path) -> Installation:
     return Installation(path.read_bytes())
 
 
-def enqueue(
-    session: Session, item: WorkItem, made: Sequence[tuple[str, Dataset, str]], *, pacs: Pacs, at: datetime
-) -> None:
-    """Put objects (kind, data set, digest in the spool) into the outbox of every peer that wants them.
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One result for one destination, kept in the spool."""
 
-    In the caller's transaction, which ends the work item. What is there already stays as it is.
-    """
-    for name, peer in pacs.peers.items():
-        for kind, dataset, sha256 in made:
-            if kind not in peer.deliver:
-                continue
-            uid = str(dataset.SOPInstanceUID)
-            known = select(Publication).where(Publication.destination == name, Publication.sop_instance_uid == uid)
-            if session.scalar(known) is None:
-                session.add(
-                    Publication(
-                        work_item_id=item.id,
-                        destination=name,
-                        kind=kind,
-                        sop_instance_uid=uid,
-                        sha256=sha256,
-                        next_attempt_at=at,
-                    )
-                )
+    destination: str
+    kind: str
+    uid: str  # follows from the work item
+    sha256: str
 
 
-def objects(
+def results(
     item: WorkItem, *, pacs: Pacs, sessions: Sessions, spool: Spool, sandbox: Sandbox, model: Model
-) -> list[tuple[str, Dataset, str]]:
-    """The results of a work item that some peer wants, each kept in the spool. Raises DicomError and SpoolError."""
-    kinds = {kind for peer in pacs.peers.values() for kind in peer.deliver}
-    if not kinds:
+) -> list[Result]:
+    """What a work item has for each peer that wants some of it. Raises DicomError and SpoolError."""
+    wanted = {name: peer.deliver for peers in (pacs.peers, pacs.web_peers) for name, peer in peers.items()}
+    kinds = {kind for of_peer in wanted.values() for kind in of_peer}
+    if not kinds and not pacs.hl7_peers and not pacs.fhir_peers:
         return []
     with sessions() as session:
         predictions = _predictions(session, item, model_sha256=model.manifest.graph_sha256)
     if not predictions:
         return []
     findings = _findings(item, predictions, spool=spool, sandbox=sandbox, manifest=model.manifest)
-    made = [
-        (kind, dataset)
+    objects = [
+        (kind, str(dataset.SOPInstanceUID), spool.put(part10_bytes(dataset)).sha256)
         for kind in ("sr", "key-objects", "parametric-map", "secondary-capture")
         if kind in kinds
         for dataset in _made(kind, findings, predictions, spool=spool, sandbox=sandbox, model=model)
     ]
-    return [(kind, dataset, spool.put(part10_bytes(dataset)).sha256) for kind, dataset in made]
+    return [
+        *(Result(name, *one) for name, of_peer in wanted.items() for one in objects if one[0] in of_peer),
+        *_messages(findings, pacs=pacs, spool=spool),
+    ]
+
+
+def _messages(findings: StudyFindings, *, pacs: Pacs, spool: Spool) -> Iterator[Result]:
+    """The same findings for systems that know no DICOM. Their libraries are extras: the settings ask for them."""
+    if pacs.hl7_peers:
+        from app.report_hl7 import oru_r01
+
+        for name, peer in pacs.hl7_peers.items():
+            message = oru_r01(
+                findings,
+                sending_facility=peer.sending_facility,
+                receiving_application=peer.receiving_application,
+            )
+            yield Result(name, "hl7", findings.instance_uid("hl7"), spool.put(message).sha256)
+    if pacs.fhir_peers:
+        from app.report_fhir import report_bundle
+
+        bundle = spool.put(report_bundle(findings)).sha256
+        for name in pacs.fhir_peers:
+            yield Result(name, "fhir", findings.instance_uid("fhir"), bundle)
+
+
+def enqueue(session: Session, item: WorkItem, made: Sequence[Result], *, at: datetime) -> None:
+    """Put results into the outbox, in the caller's transaction, which ends the work item.
+
+    What is there already stays as it is.
+    """
+    for result in made:
+        known = select(Publication).where(
+            Publication.destination == result.destination, Publication.sop_instance_uid == result.uid
+        )
+        if session.scalar(known) is None:
+            session.add(
+                Publication(
+                    work_item_id=item.id,
+                    destination=result.destination,
+                    kind=result.kind,
+                    sop_instance_uid=result.uid,
+                    sha256=result.sha256,
+                    next_attempt_at=at,
+                )
+            )
 
 
 def send(*, pacs: Pacs, sessions: Sessions, spool: Spool, now: Callable[[], datetime]) -> int:
-    """Send what is due, to each destination in the order it was made; how many objects arrived.
+    """Send what is due, to each destination in the order it was made; how many results arrived.
 
     A destination that does not answer is tried again, ever more seldom, and nothing overtakes what waits for it. What
     it refuses, or the spool has lost, is set aside, and the next is sent. Raises ConfigInvalid.
     """
-    return sum(
-        _send_to(name, peer, pacs=pacs, sessions=sessions, spool=spool, now=now) for name, peer in pacs.peers.items()
-    )
+    names = [*pacs.peers, *pacs.web_peers, *pacs.hl7_peers, *pacs.fhir_peers]
+    return sum(_send_to(name, pacs=pacs, sessions=sessions, spool=spool, now=now) for name in names)
 
 
-def _send_to(
-    name: str, peer: Peer, *, pacs: Pacs, sessions: Sessions, spool: Spool, now: Callable[[], datetime]
-) -> int:
-    destination = DimseArchive(remote(peer, pacs))
+def _send_to(name: str, *, pacs: Pacs, sessions: Sessions, spool: Spool, now: Callable[[], datetime]) -> int:
+    deliver = destination(name, pacs)
     waiting = (
         select(Publication)
         .where(Publication.destination == name, Publication.state == "PENDING")
@@ -148,10 +175,8 @@ def _send_to(
             return sent
         error: DicomError | HilumError | None = None
         try:
-            for answer in destination.store([spool.path(first.sha256)]):
-                if answer.outcome == "refused":
-                    raise PeerRefused("C-STORE", answer.status)
-                sent += 1
+            deliver(spool.path(first.sha256))
+            sent += 1
         except (DicomError, HilumError) as failure:  # HilumError: the file is gone from the spool
             error = failure
         _note(first, error, sessions=sessions, now=now)

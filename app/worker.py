@@ -123,7 +123,7 @@ def _predict(services: Services, item: WorkItem, *, stop: threading.Event) -> No
             return
         if not worklist.renew(services.sessions, item, lease_seconds=LEASE_SECONDS, now=services.now):
             return
-    made = publish.objects(
+    made = publish.results(
         item,
         pacs=services.settings.pacs,
         sessions=services.sessions,
@@ -133,7 +133,7 @@ def _predict(services: Services, item: WorkItem, *, stop: threading.Event) -> No
     )
     with services.sessions.begin() as session:
         if worklist.complete(session, item, actor=SYSTEM, now=services.now):
-            publish.enqueue(session, item, made, pacs=services.settings.pacs, at=services.now())
+            publish.enqueue(session, item, made, at=services.now())
 
 
 def _undiagnosed(services: Services, item: WorkItem) -> list[Received]:
