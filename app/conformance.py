@@ -89,8 +89,8 @@ def _lines() -> Iterator[str]:
     yield ""
     yield (
         "They go out by C-STORE or STOW-RS. The same findings go as HL7 v2.5.1 ORU^R01 over MLLP, acknowledged in the "
-        "original or the enhanced mode, and as a FHIR R4B transaction of DiagnosticReport, Observation, ImagingStudy and "
-        "Device, to systems that the settings name."
+        "original or the enhanced mode, and as a FHIR R4B transaction of DiagnosticReport, Observation, ImagingStudy "
+        "and Device, to systems that the settings name."
     )
     yield from _section("Keys asked for in C-FIND and QIDO-RS")
     yield from _table(("Level", "Attributes"), ((level, ", ".join(keys)) for level, keys in ANSWERS.items()))
