@@ -54,6 +54,17 @@ def deflated(data_set: bytes) -> bytes:
     return whole[: data_set_start(whole)] + packer.compress(data_set) + packer.flush()
 
 
+def deflate_bomb() -> bytes:
+    """522 kB that inflate to 512 MiB: 1.09 GB resident in a plain header-only read with pydicom 3.0.2."""
+    padding = struct.pack("<HH2sHI", 0x0009, 0x1010, b"OB", 0, 512 * MIB)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    plain = build.part10(SMALL)
+    packed = packer.compress(plain[data_set_start(plain) :] + padding)
+    packed += b"".join(packer.compress(bytes(MIB)) for _ in range(512)) + packer.flush()
+    whole = with_syntax(plain, "1.2.840.10008.1.2.1.99")
+    return whole[: data_set_start(whole)] + packed
+
+
 def nested(depth: int, *, undefined: bool = True) -> bytes:
     """A file with sequences inside sequences."""
     if undefined:
@@ -70,14 +81,7 @@ def nested(depth: int, *, undefined: bool = True) -> bytes:
 
 
 def test_a_deflate_bomb_is_refused_early_and_small(limits: Limits, tmp_path: Path) -> None:
-    """522 kB that inflate to 512 MiB: 1.09 GB resident in a plain header-only read with pydicom 3.0.2."""
-    padding = struct.pack("<HH2sHI", 0x0009, 0x1010, b"OB", 0, 512 * MIB)
-    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    plain = build.part10(SMALL)
-    packed = packer.compress(plain[data_set_start(plain) :] + padding)
-    packed += b"".join(packer.compress(bytes(MIB)) for _ in range(512)) + packer.flush()
-    whole = with_syntax(plain, "1.2.840.10008.1.2.1.99")
-    path = build.write(tmp_path, whole[: data_set_start(whole)] + packed)
+    path = build.write(tmp_path, deflate_bomb())
     assert path.stat().st_size < 540_000
     with Sandbox(workers=1, limits=limits) as sandbox:
         with pytest.raises(TooLarge, match="inflates from"):
