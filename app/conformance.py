@@ -131,8 +131,8 @@ def _lines() -> Iterator[str]:
     yield ""
     yield (
         "Not offered: Clean Graphics, Clean Recognizable Visual Features, encrypted attributes. Comments and "
-        "application data inside compressed frames are blanked; overlays in unused bits of pixels are not looked "
-        "for. Compressed pixels are not blanked: such a study is held."
+        "application data inside compressed frames are blanked, and so are unused bits of pixels, unless these are "
+        "compressed. What is to be blanked in compressed pixels holds its study."
     )
 
 

@@ -17,7 +17,7 @@ from app import durable
 from app.errors import ConfigInvalid
 from app.receive import NotReceived, Received, look
 from dicom_io.deidentify.header import Deidentifier
-from dicom_io.deidentify.pixels import Rectangle, blank, header_suspicions, lettering
+from dicom_io.deidentify.pixels import Rectangle, blank, header_suspicions, lettering, without_unused_bits
 from dicom_io.deidentify.profile import Action, Option
 from dicom_io.errors import DicomError
 from dicom_io.limits import Limits
@@ -121,18 +121,28 @@ def deidentify(
         yield from held
         if held:
             continue
+        written: dict[Path, Path] = {}  # where it lies until the whole study does -> its name
+        done: Counter[tuple[str, Action]] = Counter()
         for instance in instances:
             try:
-                cleaned, done = deidentifier.clean(_blanked(dcmread(instance.path), rectangles))
-                path = _write(cleaned, out)
+                cleaned, of_one = deidentifier.clean(_blanked(dcmread(instance.path), rectangles))
+                target = out / f"{cleaned.file_meta.MediaStorageSOPInstanceUID}.dcm"
+                written[_write(cleaned, target)] = target
             except Exception as error:  # noqa: BLE001  # whatever pydicom makes of a broken file: it does not leave
                 ref, reason = instance.ref, f"it cannot be written as a valid file ({type(error).__name__})"
                 said.held.append(kept := Held(ref.study_instance_uid, ref.sop_instance_uid, reason))
                 yield kept
-                continue
+                break
+            done += of_one
+        else:
             said.done += done
-            said.written += 1
-            yield path
+            said.written += len(written)
+            for part, target in written.items():
+                durable.replace(part, target)
+                yield target
+            continue
+        for part in written:
+            part.unlink()
     if report is not None:
         report.write_text(said.to_json(deidentifier.options), encoding="utf-8")
 
@@ -170,13 +180,21 @@ def _not_blanked(instance: Instance, rectangles: Sequence[Rectangle]) -> Iterato
 
 
 def _blanked(dataset: Dataset, rectangles: Sequence[Rectangle]) -> Dataset:
-    if not rectangles or "PixelData" not in dataset:
+    """The same data set; its pixels, unless they are compressed, without what unused bits hold and what is marked."""
+    if "PixelData" not in dataset or dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         return dataset
     samples, bits = int(dataset.SamplesPerPixel), int(dataset.BitsAllocated)
+    if bits not in (8, 16, 32) or not (rectangles or int(dataset.BitsStored) < bits):
+        return dataset
     shape = (int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns))
     kind = np.dtype(f"{'<' if dataset.file_meta.TransferSyntaxUID.is_little_endian else '>'}u{bits // 8}")
     count = int(np.prod(shape)) * samples
-    stored = np.frombuffer(dataset.PixelData, kind, count)
+    stored = without_unused_bits(
+        np.frombuffer(dataset.PixelData, kind, count),
+        bits_stored=int(dataset.BitsStored),
+        high_bit=int(dataset.HighBit),
+        signed=dataset.PixelRepresentation == 1,
+    )
     if samples > 1 and dataset.get("PlanarConfiguration") == 1:
         planes = stored.reshape(shape[0] * samples, *shape[1:])
         pixels = blank(planes, rectangles)
@@ -186,12 +204,10 @@ def _blanked(dataset: Dataset, rectangles: Sequence[Rectangle]) -> Dataset:
     return dataset
 
 
-def _write(cleaned: Dataset, out: Path) -> Path:
-    target = out / f"{cleaned.file_meta.MediaStorageSOPInstanceUID}.dcm"
-    part = out / f".{target.stem}.{os.getpid()}.part"
+def _write(cleaned: Dataset, target: Path) -> Path:
+    part = target.with_name(f".{target.stem}.{os.getpid()}.part")
     with part.open("wb") as file:
         dcmwrite(file, cleaned, enforce_file_format=True)
         file.flush()
         os.fsync(file.fileno())
-    durable.replace(part, target)
-    return target
+    return part

@@ -6,6 +6,7 @@ strokes of one brightness with hard edges, standing in a line.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,3 +112,23 @@ def blank(stored: NDArray[np.generic], rectangles: Sequence[Rectangle]) -> NDArr
     for one in rectangles:
         blanked[:, one.row : one.row + one.rows, one.column : one.column + one.columns] = stored.min()
     return blanked
+
+
+def without_unused_bits(
+    stored: NDArray[np.unsignedinteger[Any]], *, bits_stored: int, high_bit: int, signed: bool
+) -> NDArray[np.unsignedinteger[Any]]:
+    """The same values with nothing in the bits that are no part of them.
+
+    Older files keep overlays there (PS3.5 8.1.2, PS3.3 C.9.2 of 2004), and so letters that no viewer shows. Bits above
+    a signed value repeat its sign, as many writers have it. Raises ValueError for bits that are not there.
+    """
+    allocated = stored.dtype.itemsize * 8
+    lowest = high_bit + 1 - bits_stored
+    if not 0 <= lowest <= high_bit < allocated:
+        raise ValueError(f"{bits_stored} bits up to bit {high_bit} do not lie in {allocated}")
+    kept = ((1 << bits_stored) - 1) << lowest
+    cleaned = stored & stored.dtype.type(kept)
+    if signed:
+        above = (1 << allocated) - (1 << (high_bit + 1))
+        cleaned |= np.where(stored & stored.dtype.type(1 << high_bit), stored.dtype.type(above), stored.dtype.type(0))
+    return cleaned.astype(stored.dtype, copy=False)  # of its own byte order

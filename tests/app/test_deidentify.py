@@ -1,19 +1,21 @@
 """Files go out de-identified, or their study is held for a person."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 
 from app.cli import main
 from app.deidentify import Held, deidentify, project_key
 from app.errors import ConfigInvalid
 from dicom_io.deidentify.header import Deidentifier
-from dicom_io.deidentify.pixels import Rectangle
+from dicom_io.deidentify.pixels import Rectangle, without_unused_bits
+from dicom_io.deidentify.profile import Action
 from dicom_io.deidentify.project import Project
 from dicom_io.limits import Limits
 from dicom_io.sandbox import Sandbox
@@ -85,6 +87,49 @@ def test_letters_that_are_blanked_do_not_hold(tmp_path: Path) -> None:
     pixels = dcmread(path).pixel_array
     assert (pixels[:50] == lettered().min()).all()
     assert np.array_equal(pixels[50:], lettered()[50:])
+
+
+def test_an_overlay_in_unused_bits_of_the_pixels_does_not_go_out(tmp_path: Path) -> None:
+    """As group 6000 with Overlay Bits Allocated 16 and Overlay Bit Position 12 had it until 2004."""
+    smooth = np.linspace(0, 900, 400 * 512).reshape(400, 512).astype(np.uint16)
+    hidden = smooth | np.where(lettered() == 1000, 1 << 12, 0).astype(np.uint16)
+    film(tmp_path / "in", pixels=hidden, BitsStored=12, HighBit=11)
+    [path] = outcomes(tmp_path / "in", tmp_path / "out")
+    assert isinstance(path, Path)
+    assert np.array_equal(np.frombuffer(dcmread(path).PixelData, np.uint16).reshape(400, 512), smooth)
+
+
+def test_signed_values_keep_their_sign_and_bits_that_are_not_there_are_refused() -> None:
+    values = np.array([-2048, -1, 0, 2047], np.int16)
+    stored = (values.view(np.uint16) & np.uint16(0x0FFF)) | np.uint16(0x5000)
+    for order in "<>":
+        cleaned = without_unused_bits(stored.astype(f"{order}u2"), bits_stored=12, high_bit=11, signed=True)
+        assert cleaned.dtype == np.dtype(f"{order}u2")
+        assert cleaned.view(f"{order}i2").tolist() == values.tolist()
+    shifted = without_unused_bits(np.array([0xFFFF], np.uint16), bits_stored=12, high_bit=15, signed=False)
+    assert shifted.tolist() == [0xFFF0]
+    with pytest.raises(ValueError, match="do not lie in 8"):
+        without_unused_bits(np.zeros(1, np.uint8), bits_stored=12, high_bit=11, signed=False)
+
+
+def test_a_study_of_which_one_file_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2, 3):
+        film(tmp_path / "in", number)
+    clean, seen = Deidentifier.clean, []
+
+    def failing(self: Deidentifier, dataset: Dataset) -> tuple[Dataset, Counter[tuple[str, Action]]]:
+        seen.append(1)
+        if len(seen) == 2:
+            raise ValueError("broken")
+        return clean(self, dataset)
+
+    monkeypatch.setattr(Deidentifier, "clean", failing)
+    [held] = outcomes(tmp_path / "in", tmp_path / "out")
+    assert isinstance(held, Held)
+    assert "cannot be written" in held.reason
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_compressed_pixels_are_held_rather_than_left_unblanked(tmp_path: Path) -> None:
