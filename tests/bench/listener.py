@@ -249,11 +249,10 @@ def kills(folder: Path, *, count: int, database: str | None, rng_seed: int = 9) 
     A sender sends again what was not acknowledged, as modalities do. Raises AssertionError with what does not hold.
     """
     rng = np.random.default_rng(rng_seed)
-    acknowledged: set[str] = set()
-    lock = threading.Lock()
-    made = films(folder / "films", 400, size_bytes=40_000, rng=rng)
+    acknowledged: list[str] = []
+    # Enough that something new is under way whenever the kill comes.
+    made = films(folder / "films", 40 * count, size_bytes=40_000, rng=rng)
     sent = {str(dcmread(p, stop_before_pixels=True).SOPInstanceUID): p for p in made}
-    waiting = [*sent]
     listener = HilumListener(folder, database)
 
     def store_some(part: list[str]) -> None:
@@ -271,15 +270,13 @@ def kills(folder: Path, *, count: int, database: str | None, rng_seed: int = 9) 
                 return
             if not status or status.Status != 0:
                 return
-            with lock:
-                acknowledged.add(uid)
+            acknowledged.append(uid)
         association.release()
 
     rounds = 0
     for rounds in range(1, count + 1):  # noqa: B007  # told below
         listener.start()
-        again = [uid for uid in waiting if uid not in acknowledged] or waiting
-        chosen = rng.permutation(again)[:40].tolist()
+        chosen = rng.permutation([*sent.keys() - set(acknowledged)])[:40].tolist()
         with ThreadPoolExecutor(4) as pool:
             for part in range(4):
                 pool.submit(store_some, chosen[part::4])
@@ -289,7 +286,8 @@ def kills(folder: Path, *, count: int, database: str | None, rng_seed: int = 9) 
                 time.sleep(0.002)
             time.sleep(float(rng.uniform(0, 0.05)))
             listener.stop(signal.SIGKILL)
-    return {"kills": rounds, "acknowledged": len(acknowledged), **kept(listener, sent=sent, acknowledged=acknowledged)}
+    told = set(acknowledged)
+    return {"kills": rounds, "acknowledged": len(told), **kept(listener, sent=sent, acknowledged=told)}
 
 
 def kept(listener: HilumListener, *, sent: dict[str, Path], acknowledged: set[str]) -> dict[str, object]:
