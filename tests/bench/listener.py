@@ -17,11 +17,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -253,6 +253,7 @@ def kills(folder: Path, *, count: int, database: str | None, rng_seed: int = 9) 
     # Enough that something new is under way whenever the kill comes.
     made = films(folder / "films", 40 * count, size_bytes=40_000, rng=rng)
     sent = {str(dcmread(p, stop_before_pixels=True).SOPInstanceUID): p for p in made}
+    fresh, chosen = iter(sent), list[str]()
     listener = HilumListener(folder, database)
 
     def store_some(part: list[str]) -> None:
@@ -276,7 +277,9 @@ def kills(folder: Path, *, count: int, database: str | None, rng_seed: int = 9) 
     rounds = 0
     for rounds in range(1, count + 1):  # noqa: B007  # told below
         listener.start()
-        chosen = rng.permutation([*sent.keys() - set(acknowledged)])[:40].tolist()
+        told = set(acknowledged)
+        again = [uid for uid in chosen if uid not in told]
+        chosen = again + list(islice(fresh, 40 - len(again)))
         with ThreadPoolExecutor(4) as pool:
             for part in range(4):
                 pool.submit(store_some, chosen[part::4])
