@@ -182,6 +182,7 @@ def _store(
 
     def store(session: Session) -> tuple[Literal["stored", "duplicate"], int, tuple[str, ...]]:
         at = now()
+        study: Study | None = None
         made: list[Base] = []
         warnings: tuple[str, ...] = ()
         outcome: Literal["stored", "duplicate"] = "duplicate"
@@ -191,15 +192,14 @@ def _store(
             row, study, made, warnings = _new_rows(
                 session, instance, sha256=sha256, size_bytes=size_bytes, actor=actor, at=at
             )
-            session.add_all(made)
-            if arrival.awaited and row.number_of_frames:
-                worklist.expect(session, study, requested_by=actor.name, at=at)
         elif row.sha256 != sha256:
             raise ConflictingInstance(uid)
         reception = arrival.row(outcome, actor=actor, at=at)
         reception.instance = row
         subjects = [*made, reception]
         audit.append(session, actor=actor, action="receive", subjects=subjects, detail={"outcome": outcome}, now=now)
+        if arrival.awaited and study is not None and row.number_of_frames:
+            worklist.expect(session, study, requested_by=actor.name, instances=instance.instances_of_study, now=now)
         return outcome, row.id, warnings
 
     outcome, instance_id, warnings = sessions.together(store)

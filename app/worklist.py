@@ -8,12 +8,12 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.db import audit, queries
 from app.db.session import Sessions
-from app.db.tables import Study
+from app.db.tables import Series, StoredInstance, Study
 from app.db.work import AwaitedStudy, WorkItem, WorkItemState, new_uid
 from app.errors import (
     AlreadyClaimed,
@@ -38,14 +38,20 @@ FINAL = {
 }
 
 
-def expect(session: Session, study: Study, *, requested_by: str, at: datetime) -> None:
-    """Note, in the transaction that stores an image, that its study is coming in."""
-    session.flush()  # a new study has no id before
+def expect(session: Session, study: Study, *, requested_by: str, instances: int | None, now: Now) -> None:
+    """Note, in the transaction that stores an image, that its study is coming in.
+
+    Where the image says how many instances the study has, the last of them makes its work item at once. What comes
+    beyond that number is waited for as if none had been stated.
+    """
     awaited = session.get(AwaitedStudy, study.id)
     if awaited is None:
-        session.add(AwaitedStudy(study_id=study.id, last_instance_at=at, requested_by=requested_by))
-    else:
-        awaited.last_instance_at, awaited.requested_by = at, requested_by
+        session.add(awaited := AwaitedStudy(study_id=study.id))
+    awaited.last_instance_at, awaited.requested_by = now(), requested_by
+    if instances is not None:
+        stored = select(func.count()).select_from(StoredInstance).join(Series).where(Series.study_id == study.id)
+        if session.scalar(stored) == instances:
+            _schedule(session, awaited, now=now)
 
 
 def schedule(sessions: Sessions, *, quiet_seconds: float, now: Now) -> list[str]:
@@ -59,16 +65,8 @@ def schedule(sessions: Sessions, *, quiet_seconds: float, now: Now) -> list[str]
     with sessions() as session:
         if session.scalar(quiet.limit(1)) is None:  # the writers' lock is not for looking
             return []
-    made = []
     with sessions.begin() as session:
-        for awaited in session.scalars(quiet).all():
-            item = WorkItem(study_id=awaited.study_id, requested_by=awaited.requested_by, scheduled_at=now())
-            session.add(item)
-            session.delete(awaited)
-            session.flush()
-            _changed(session, item, actor=SYSTEM, now=now)
-            made.append(item.uid)
-    return made
+        return [_schedule(session, awaited, now=now) for awaited in session.scalars(quiet).all()]
 
 
 def claim(
@@ -209,6 +207,15 @@ def request_cancellation(sessions: Sessions, uid: str, *, requester: Actor, now:
         item.error_code, item.error_message = None, f"cancelled as {requester.name} asked"
         _changed(session, item, actor=requester, now=now)
         return True
+
+
+def _schedule(session: Session, awaited: AwaitedStudy, *, now: Now) -> str:
+    item = WorkItem(study_id=awaited.study_id, requested_by=awaited.requested_by, scheduled_at=now())
+    session.add(item)
+    session.delete(awaited)
+    session.flush()
+    _changed(session, item, actor=SYSTEM, now=now)
+    return item.uid
 
 
 def _put_back(

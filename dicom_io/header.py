@@ -65,6 +65,7 @@ def instance(part10: Part10) -> Instance:
         study_time=text(dataset, "StudyTime"),
         study_id=text(dataset, "StudyID"),
         referring_physician=text(dataset, "ReferringPhysicianName"),
+        instances_of_study=_lenient_integer(dataset, "NumberOfStudyRelatedInstances"),
     )
 
 

@@ -103,6 +103,7 @@ class Instance:
     study_time: str | None = None  # TM as it was written (PS3.5 6.2)
     study_id: str | None = field(default=None, repr=False)
     referring_physician: str | None = field(default=None, repr=False)
+    instances_of_study: int | None = None  # (0020,1208), which few senders state
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,7 @@ def instance_from(header: Message, *, path: Path) -> Instance:
             study_time=_text_or_none(fields["study_time"]),
             study_id=_text_or_none(fields["study_id"]),
             referring_physician=_text_or_none(fields["referring_physician"]),
+            instances_of_study=_whole_or_none(fields["instances_of_study"]),
         )
     except (KeyError, TypeError, ValueError) as exc:
         raise SandboxAnswerRefused("the decoding process answered with something that is no instance") from exc

@@ -142,6 +142,24 @@ def test_a_study_is_diagnosed_once_it_is_quiet_and_again_when_more_comes(
         assert audit.verify(session, None).broken is None
 
 
+def test_a_study_of_which_the_number_of_instances_is_known_does_not_wait_to_be_quiet(
+    started: Listener, services: Services, tmp_path: Path
+) -> None:
+    files = [film(tmp_path / "in", number, NumberOfStudyRelatedInstances=2) for number in (1, 2, 3)]
+    assert send(started.port, files[0]).returncode == 0
+    assert not worker.once(services, holder="test")
+    assert send(started.port, files[1]).returncode == 0
+    assert worker.once(services, holder="test").diagnosed == 1
+    # One more than was stated: now nobody knows how many there are.
+    assert send(started.port, files[2]).returncode == 0
+    assert not worker.once(services, holder="test")
+    assert worker.once(Later(services, seconds=10).services, holder="test").diagnosed == 1
+    with services.sessions() as session:
+        assert session.scalar(select(func.count()).select_from(PredictionRow)) == 3
+        assert session.scalars(select(WorkItem.state)).all() == ["COMPLETED"] * 2
+        assert audit.verify(session, None).broken is None
+
+
 def test_a_dead_workers_item_is_taken_over_and_its_late_end_changes_nothing(
     started: Listener, services: Services, tmp_path: Path
 ) -> None:
