@@ -16,7 +16,7 @@ from app.results import Diagnosed, NotDiagnosed, ReadImage
 from app.window import as_record, choose, needs_route, present
 from dicom_io.errors import DicomError, NoPixels, NotAVolume
 from dicom_io.geometry import Slice, slices_in, slices_of, volume
-from dicom_io.read import frames, group
+from dicom_io.read import frames, group, no_frames
 from dicom_io.sandbox import Sandbox
 from dicom_io.types import Series
 from vision_model.errors import ImageInvalid
@@ -127,8 +127,9 @@ def _prepare(
     """Decode and prepare the frames of one file; it ends at the first that cannot be."""
     instance, manifest = received.instance, model.manifest
     if not numbers:
+        problem = no_frames(instance)
         reason = "This object carries no image (a report, a plan, a waveform or the like); it is kept and not assessed."
-        yield NotDiagnosed(received, None, NoPixels.code, reason)
+        yield NotDiagnosed(received, None, problem.code, reason if isinstance(problem, NoPixels) else str(problem))
         return
     done = 0
     started_at, started = now(), perf_counter()

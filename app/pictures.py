@@ -11,7 +11,7 @@ from PIL import Image
 from app.diagnose import plan
 from app.receive import NotReceived, Received, look
 from app.window import choose, present
-from dicom_io.errors import DicomError, NoPixels
+from dicom_io.errors import DicomError
 from dicom_io.limits import Limits
 from dicom_io.read import frames
 from dicom_io.sandbox import Sandbox
@@ -69,8 +69,6 @@ def read(
     received = [a for a in arrivals if isinstance(a, Received)]
     for each, numbers, _ in plan(received, frames_per_series=frames_per_series):
         instance = each.instance
-        if not numbers:
-            yield Unreadable(named(each.name), NoPixels.code, "the object carries no image")
         try:
             for frame in frames(instance, sandbox=sandbox, numbers=numbers):
                 presentation = choose(frame, instance, manifest=model.manifest)

@@ -15,6 +15,7 @@
     │   ├── TransferSyntaxNotRead       dicom.transfer-syntax-not-read
     │   ├── PixelsNotRead               dicom.pixels-not-read
     │   ├── NoPixels                    dicom.no-pixels
+    │   ├── PixelsMissing               dicom.pixels-missing
     │   ├── NoSuchFrame                 dicom.no-such-frame
     │   ├── NoSuchValue                 dicom.no-such-value
     │   └── IsDirectory                 dicom.is-directory
@@ -131,9 +132,15 @@ class PixelsNotRead(NotRead):
 
 
 class NoPixels(NotRead):
-    """The object carries no pixel data: a report, a plan, a waveform, or a bare header."""
+    """The object carries no pixel data: a report, a plan, a waveform."""
 
     code = "dicom.no-pixels"
+
+
+class PixelsMissing(NotRead):
+    """An image without its pixel data: the file was cut off between two elements, or its pixels were taken out."""
+
+    code = "dicom.pixels-missing"
 
 
 class NoSuchFrame(NotRead):

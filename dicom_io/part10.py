@@ -92,6 +92,9 @@ def open_part10(path: Path, *, limits: Limits) -> Part10:
     except RecursionError as exc:
         stream.close()
         raise NestingTooDeep(f"sequences are nested more than {limits.sequence_depth} deep") from exc
+    except struct.error as exc:
+        stream.close()
+        raise Truncated("the file ends inside an element") from exc
     except Exception as exc:
         stream.close()
         raise Malformed(f"the data set cannot be parsed ({type(exc).__name__})") from exc

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dicom_io.errors import NoPixels, NoSuchFrame
+from dicom_io.errors import NoPixels, NoSuchFrame, PixelsMissing
 from dicom_io.expand import Refused, Source, expand
 from dicom_io.limits import Limits
 from dicom_io.sandbox import Sandbox
 from dicom_io.types import Frame, Instance, Series, Study
+from dicom_io.uids import IMAGE_SOP_CLASSES
 
-__all__ = ["Limits", "Refused", "Sandbox", "Source", "expand", "frames", "group", "read_instance"]
+__all__ = ["Limits", "Refused", "Sandbox", "Source", "expand", "frames", "group", "no_frames", "read_instance"]
 
 
 def read_instance(path: Path, *, sandbox: Sandbox) -> Instance:
@@ -25,14 +26,21 @@ def read_instance(path: Path, *, sandbox: Sandbox) -> Instance:
 def frames(instance: Instance, *, sandbox: Sandbox, numbers: Sequence[int] | None = None) -> Iterator[Frame]:
     """Decode the frames asked for (1-based; None: all), one at a time.
 
-    Raises NoPixels, NoSuchFrame, and at the frame concerned whatever keeps it from being decoded.
+    Raises NoPixels, PixelsMissing, NoSuchFrame, and at the frame concerned whatever keeps it from being decoded.
     """
     if instance.number_of_frames == 0:
-        raise NoPixels("the object carries no pixel data")
+        raise no_frames(instance)
     for number in range(1, instance.number_of_frames + 1) if numbers is None else numbers:
         if not 1 <= number <= instance.number_of_frames:
             raise NoSuchFrame(f"frame {number} was asked for; there are frames 1 to {instance.number_of_frames}")
         yield sandbox.frame(instance, number)
+
+
+def no_frames(instance: Instance) -> NoPixels | PixelsMissing:
+    """Why an instance has none: by its SOP class it is no image, or it is one that came without them."""
+    if instance.ref.sop_class_uid in IMAGE_SOP_CLASSES:
+        return PixelsMissing("the image came without its pixel data: the file may have been cut off; send it again")
+    return NoPixels("the object carries no pixel data")
 
 
 def group(instances: Iterable[Instance]) -> tuple[Study, ...]:

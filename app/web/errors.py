@@ -191,6 +191,9 @@ WORDINGS: dict[str, Wording] = {
     ),
     "dicom.pixels-not-read": Wording(415, "Hilum does not read this kind of picture data."),
     "dicom.no-pixels": Wording(415, "This DICOM object carries no picture (a report or a plan, for example)."),
+    "dicom.pixels-missing": Wording(
+        422, "The file is an image without its pixels; it may have been cut off. Send it again."
+    ),
     "dicom.peer-unreachable": Wording(504, "The archive does not answer. Try again later, or tell your administrator."),
     "dicom.peer-refused": Wording(502, "The archive answered and refused. Tell your administrator."),
     "dicom.no-such-frame": Wording(404, "The file has no image of this number."),

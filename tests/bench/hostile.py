@@ -50,6 +50,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10_000, help="mutants of each transfer syntax (default: 10000)")
     parser.add_argument("--seed", type=int, default=7, help="default: 7")
     parser.add_argument("--syntax", help="only this transfer syntax, by its name below")
+    parser.add_argument("--files", type=Path, nargs="*", default=[], help="mutate these, not our own small ones")
     parser.add_argument("--workers", type=int, default=2, help="decoding processes (default: 2)")
     parser.add_argument("--kept", type=Path, default=Path("hostile"), help="folder for what was answered with no code")
     args = parser.parse_args()
@@ -58,10 +59,11 @@ def main() -> int:
         refusals = found = bombs()
         good = all(one.seconds < REFUSED_WITHIN_S and one.megabytes < REFUSED_WITHIN_MB for one in refusals.values())
     else:
-        chosen = [args.syntax] if args.syntax else [*seeds()]
+        wholes = {path.name: path.read_bytes() for path in args.files} or seeds()
         answers = found = {
-            name: mutations(name, count=args.count, seed=args.seed, workers=args.workers, kept=args.kept)
-            for name in chosen
+            name: mutations(name, whole, count=args.count, seed=args.seed, workers=args.workers, kept=args.kept)
+            for name, whole in wholes.items()
+            if args.syntax in (None, name)
         }
         good = not any(row["without a code"] for row in answers.values())
     print(json.dumps(found, indent=1, default=vars))  # noqa: T201  # what was asked for
@@ -134,8 +136,8 @@ def mutants(whole: bytes, rng: np.random.Generator) -> Iterator[bytes]:
         yield bytes(made)
 
 
-def mutations(name: str, *, count: int, seed: int, workers: int, kept: Path) -> dict[str, object]:
-    """How many mutants of one syntax's file got which answer; the sandbox is the one that the application has."""
+def mutations(name: str, whole: bytes, *, count: int, seed: int, workers: int, kept: Path) -> dict[str, object]:
+    """How many mutants of one file got which answer; the sandbox is the one that the application has."""
     answers: Counter[str] = Counter()
     local = threading.local()
     started = time.perf_counter()
@@ -151,15 +153,15 @@ def mutations(name: str, *, count: int, seed: int, workers: int, kept: Path) -> 
                 shutil.copy(local.path, kept / f"{name.split()[0]}-{zlib.crc32(content):08x}.dcm")
             return answer
 
-        whole = build.write(Path(folder), seeds()[name], "whole.dcm")
-        assert answer_to(whole, box) == "read", f"the whole file is {answer_to(whole, box)}"
-        all_of_them = islice(mutants(seeds()[name], np.random.default_rng(seed)), count)
+        unchanged = build.write(Path(folder), whole, "whole.dcm")
+        assert answer_to(unchanged, box) == "read", f"the whole file is {answer_to(unchanged, box)}"
+        all_of_them = islice(mutants(whole, np.random.default_rng(seed)), count)
         with ThreadPoolExecutor(workers) as pool, tqdm(total=count, desc=name[:30], unit="file") as bar:
             while batch := list(islice(all_of_them, 1000)):
                 for answer in pool.map(one, batch):
                     answers[answer] += 1
                     bar.update()
-        assert answer_to(whole, box) == "read", "the whole file is not read after all of them"
+        assert answer_to(unchanged, box) == "read", "the whole file is not read after all of them"
     return {
         "mutants": count,
         "without a code": sum(n for answer, n in answers.items() if answer.startswith("without a code")),

@@ -10,7 +10,7 @@ from tests.bench.hostile import bombs, mutants, mutations, seeds
 
 @pytest.mark.parametrize("name", [*seeds()])
 def test_every_mutant_has_an_answer(name: str, tmp_path: Path) -> None:
-    found = mutations(name, count=60, seed=1, workers=1, kept=tmp_path / "kept")
+    found = mutations(name, seeds()[name], count=60, seed=1, workers=1, kept=tmp_path / "kept")
     assert found["without a code"] == 0
     assert found["mutants"] == 60
     assert not (tmp_path / "kept").exists()
