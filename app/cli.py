@@ -15,6 +15,7 @@ COMMANDS = {
     "listen": "take what the DICOM network sends",
     "worker": "diagnose what other processes take in from the network",
     "diagnose": "read files, folders or zips once and print what the model says",
+    "export": "give kept studies to research, de-identified, with what was found in them",
     "archive": "ask a PACS what it has, fetch that, or send files to it",
     "model": "describe or verify a model",
     "db": "bring the database up to date, or compare it with this version",

@@ -125,7 +125,7 @@ def _lines() -> Iterator[str]:
     )
     yield (
         f"- De-identification: {BASIC_PROFILE[1]} (PS3.15 Annex E, edition 2026d, {len(attributes())} rows), "
-        "on `hilum archive fetch` and `send`, with these options:"
+        "on `hilum archive fetch` and `send` and on `hilum export`, with these options:"
     )
     yield from _table(("Code (DCM)", "Option", "Word"), ((o.code, o.meaning, f"`{o.word}`") for o in Option))
     yield ""

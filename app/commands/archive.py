@@ -12,13 +12,13 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.commands.deidentification import KEY, add_deidentification, copies
 from app.commands.progress import clear, show
 
 if TYPE_CHECKING:  # imported when run, so that `hilum --help` stays fast
     from collections.abc import Sequence
 
     from dicom_io.archive import Archive, Match
-    from dicom_io.deidentify.pixels import Rectangle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     find.add_argument("--patient-name", metavar="NAME", help="such as 'DOE^J*'")
     find.add_argument("--accession-number", metavar="NUMBER")
     find.add_argument("--modality", metavar="CODE", help="such as CT")
-    find.add_argument("--since", type=_day, metavar="YYYY-MM-DD", help="study date not before")
-    find.add_argument("--until", type=_day, metavar="YYYY-MM-DD", help="study date not after")
+    find.add_argument("--since", type=day, metavar="YYYY-MM-DD", help="study date not before")
+    find.add_argument("--until", type=day, metavar="YYYY-MM-DD", help="study date not after")
     for verb in (find, fetch):
         verb.add_argument("--study", metavar="UID", required=verb is fetch, help="Study Instance UID")
         verb.add_argument("--series", metavar="UID", help="Series Instance UID")
@@ -60,97 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     send.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a file or a folder")
     for verb in (fetch, send):
-        _add_deidentification(verb)
+        group = add_deidentification(verb)
+        group.add_argument(
+            "--deidentify", action="store_true", help="by the Basic Application Level Confidentiality Profile"
+        )
+        group.add_argument("--key", **KEY)
     for verb in (find, fetch, send):
         verb.add_argument("--json", action="store_true", help="print one JSON object a line")
-
-
-def _add_deidentification(verb: argparse.ArgumentParser) -> None:
-    from dicom_io.deidentify.profile import Option
-
-    group = verb.add_argument_group(
-        "de-identification",
-        "PS3.15 Annex E. A study in whose pixels letters may stand is held, and nothing of it leaves, until a person "
-        "has looked and named it with --release, or blanked the letters with --blank.",
-    )
-    group.add_argument(
-        "--deidentify", action="store_true", help="by the Basic Application Level Confidentiality Profile"
-    )
-    group.add_argument(
-        "--key", type=Path, metavar="FILE", help="the project's key, made if it is not there; keep it secret and safe"
-    )
-    group.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        choices=[option.word for option in Option if option is not Option.CLEAN_PIXEL_DATA],
-        help="an option of the profile; may be given several times",
-    )
-    group.add_argument("--release", action="append", default=[], metavar="UID", help="a study or instance looked at")
-    group.add_argument(
-        "--blank",
-        action="append",
-        default=[],
-        type=_rectangle,
-        metavar="ROW,COLUMN,ROWS,COLUMNS",
-        help="pixels to blank on every frame (Clean Pixel Data)",
-    )
-    group.add_argument("--report", type=Path, metavar="FILE", help="where to write what was changed and what was held")
-
-
-def _rectangle(text: str) -> "Rectangle":
-    from dicom_io.deidentify.pixels import Rectangle
-
-    try:
-        row, column, rows, columns = map(int, text.split(","))
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(f"{text!r} is not ROW,COLUMN,ROWS,COLUMNS") from exc
-    if min(row, column) < 0 or min(rows, columns) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} lies outside of any image")
-    return Rectangle(row, column, rows, columns)
-
-
-def _deidentified(paths: "Sequence[Path]", out: Path, args: argparse.Namespace) -> int:
-    """Put de-identified copies into a folder, and say what is held; how many studies are."""
-    from app.config import load
-    from app.deidentify import Held, deidentify, project_key
-    from dicom_io.deidentify.header import Deidentifier
-    from dicom_io.deidentify.profile import Option
-    from dicom_io.deidentify.project import Project
-    from dicom_io.sandbox import Sandbox
-
-    reading = load(args.config).reading
-    chosen = {option for option in Option if option.word in args.option}
-    if args.blank:
-        chosen.add(Option.CLEAN_PIXEL_DATA)
-    written, held = 0, set()
-    out.mkdir(parents=True, exist_ok=True)  # what passes lies there too: the folder above may not be the user's
-    with Sandbox(workers=1, limits=reading.limits) as sandbox, tempfile.TemporaryDirectory(dir=out) as scratch:
-        for outcome in deidentify(
-            paths,
-            out=out,
-            report=args.report,
-            deidentifier=Deidentifier(Project(project_key(args.key)), frozenset(chosen)),
-            sandbox=sandbox,
-            limits=reading.limits,
-            scratch=Path(scratch),
-            released=frozenset(args.release),
-            rectangles=args.blank,
-        ):
-            if isinstance(outcome, Held):
-                clear()
-                held.add(outcome.study_instance_uid)
-                print(f"held: {outcome.sop_instance_uid} of study {outcome.study_instance_uid}: {outcome.reason}")
-            else:
-                written += 1
-                show(f"{written} de-identified")
-    clear()
-    print(f"{written} de-identified, {len(held)} studies held", file=sys.stderr)
-    if held:
-        print(
-            "look at what is held, then name it with --release UID, or blank the letters with --blank", file=sys.stderr
-        )
-    return len(held)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -223,7 +139,7 @@ def _fetch(chosen: "Archive", args: argparse.Namespace) -> int:
     if args.deidentify:
         with tempfile.TemporaryDirectory(dir=args.out, prefix=".fetched-") as folder:
             _fetched(chosen, wanted, Path(folder), args)
-            return 1 if _deidentified([Path(folder)], args.out, args) else 0
+            return 1 if copies([Path(folder)], args.out, args).held else 0
     _fetched(chosen, wanted, args.out, args)
     return 0
 
@@ -256,7 +172,7 @@ def _send(chosen: "Archive", args: argparse.Namespace) -> int:
     if not args.deidentify:
         return _sent(chosen, args.paths, args)
     with tempfile.TemporaryDirectory(prefix="hilum-deidentified-") as folder:
-        held = _deidentified(args.paths, Path(folder) / "out", args)
+        held = copies(args.paths, Path(folder) / "out", args).held
         return _sent(chosen, [Path(folder) / "out"], args) or (1 if held else 0)
 
 
@@ -298,7 +214,8 @@ def _not_sent(file: Path) -> str | None:
         return f"cannot be read: {exc.strerror}"
 
 
-def _day(text: str) -> date:
+def day(text: str) -> date:
+    """A day of an option."""
     try:
         return datetime.strptime(text.replace("-", ""), "%Y%m%d").date()  # noqa: DTZ007  # a day has no time zone
     except ValueError as exc:

@@ -96,6 +96,10 @@ class Deidentifier:
         cleaned.file_meta = self._meta(original)
         return cleaned, walk.done
 
+    def uid(self, original: str) -> str:
+        """What an instance, a series or a study is called in the copies."""
+        return original if Option.RETAIN_UIDS in self.options else self.project.uid(original)
+
     def _state(self, cleaned: Dataset, *, had_dates: bool) -> None:
         """Say that and how it was de-identified (PS3.3 C.7.1.1, C.12.1)."""
         cleaned.PatientIdentityRemoved = "YES"

@@ -65,4 +65,14 @@ def test_an_empty_table_is_a_sentence() -> None:
 
 
 def test_the_actions_of_the_filter_are_those_that_are_recorded() -> None:
-    assert set(ACTIONS) == {"receive", "predict", "view", "search", "retrieve", "work-item", "login"}
+    assert set(ACTIONS) == {
+        "receive",
+        "predict",
+        "view",
+        "search",
+        "retrieve",
+        "work-item",
+        "publish",
+        "export",
+        "login",
+    }
