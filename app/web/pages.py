@@ -13,7 +13,19 @@ from vision_model.manifest import Manifest, OperatingPoint, Task
 from vision_model.runtime import Model
 
 ALL_ACTIONS = "All"
-ACTIONS = ("receive", "predict", "view", "search", "retrieve", "work-item", "publish", "export", "login")
+ACTIONS = (
+    "receive",
+    "predict",
+    "view",
+    "search",
+    "retrieve",
+    "work-item",
+    "publish",
+    "export",
+    "commitment-asked",
+    "commitment-answered",
+    "login",
+)
 SHOWN_EVENTS = (50, 200, 1000)
 HASH_LETTERS = 16  # what is shown of a digest in a table
 
