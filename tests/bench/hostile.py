@@ -59,7 +59,7 @@ def main() -> int:
         refusals = found = bombs()
         good = all(one.seconds < REFUSED_WITHIN_S and one.megabytes < REFUSED_WITHIN_MB for one in refusals.values())
     else:
-        wholes = {path.name: path.read_bytes() for path in args.files} or seeds()
+        wholes = {path.name: _with_uids(path) for path in args.files} or seeds()
         answers = found = {
             name: mutations(name, whole, count=args.count, seed=args.seed, workers=args.workers, kept=args.kept)
             for name, whole in wholes.items()
@@ -91,7 +91,7 @@ def seeds() -> dict[str, bytes]:
         uid.JPEGExtended12Bit: packaged("JPGExtended.dcm").read_bytes(),
         uid.JPEGLosslessSV1: packaged("SC_rgb_jpeg_gdcm.dcm").read_bytes(),
         uid.JPEGLSLossless: packaged("MR_small_jpeg_ls_lossless.dcm").read_bytes(),
-        uid.JPEGLSNearLossless: _with_uids("JPEGLSNearLossless_08.dcm"),
+        uid.JPEGLSNearLossless: _with_uids(packaged("JPEGLSNearLossless_08.dcm")),
         uid.JPEG2000Lossless: packaged("MR_small_jp2klossless.dcm").read_bytes(),
         uid.JPEG2000: packaged("693_J2KI.dcm").read_bytes(),
         uid.RLELossless: packaged("SC_rgb_rle_2frame.dcm").read_bytes(),
@@ -100,9 +100,11 @@ def seeds() -> dict[str, bytes]:
     return {TRANSFER_SYNTAXES[str(syntax)].name: content for syntax, content in files.items()}
 
 
-def _with_uids(name: str) -> bytes:
-    """A package's file that lacks the UIDs without which nothing is read."""
-    made = dcmread(packaged(name))
+def _with_uids(path: Path) -> bytes:
+    """A file with the UIDs without which nothing is read, and which some test files lack."""
+    made = dcmread(path)
+    if "StudyInstanceUID" in made:
+        return path.read_bytes()
     made.StudyInstanceUID, made.SeriesInstanceUID = build.STUDY, build.SERIES
     return build.part10(made, transfer_syntax=made.file_meta.TransferSyntaxUID)
 
