@@ -35,7 +35,6 @@ from dicom_io.limits import Limits
 
 PREFIX = "HILUM__"
 GIB = 1 << 30
-NAMED = ("pacs.peers.", "pacs.web_peers.", "web.tokens.")  # tables of tables, whose names are the site's own
 
 
 def _is_loopback(host: str) -> bool:
@@ -373,10 +372,21 @@ def _refuse_unknown(given: Mapping[str, Any], *, source: str) -> None:
     for key in _leaves(given):
         if key in known or any(one.startswith(f"{key}.") for one in known):
             continue
-        if f"{key}.".startswith(NAMED):  # they bear any name; pydantic refuses what one of them has too much
+        if f"{key}.".startswith(_named()):  # they bear any name; pydantic refuses what one of them has too much
             continue
         nearest = difflib.get_close_matches(key, sorted(known), n=1)
         raise ConfigUnknownKey(key, source=source, nearest=nearest[0] if nearest else None)
+
+
+def _named() -> tuple[str, ...]:
+    """Tables of tables, whose names are the site's own: "pacs.peers."."""
+    defaults = Settings()
+    return tuple(
+        f"{section}.{name}."
+        for section in Settings.model_fields
+        for name, value in getattr(defaults, section)
+        if isinstance(value, dict)
+    )
 
 
 def _leaves(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -53,6 +53,23 @@ def test_example_settings_name_every_setting() -> None:
     assert named == [key for key, _, _ in settings_keys()]
 
 
+def test_example_tables_in_comments_load(tmp_path: Path) -> None:
+    lines = (DEPLOY / "hilum.toml").read_text("utf-8").splitlines()
+    shown = [line.removeprefix("#     ") for line in lines if line.startswith("#     ")]
+    file = tmp_path / "hilum.toml"
+    text = "\n".join(line for line in shown if line.startswith("[") or " = " in line)
+    file.write_text(text.replace("scrypt$...", hash_password("correct horse battery")))
+    settings = load(file)
+    pacs = settings.pacs
+    assert [*pacs.peers, *pacs.web_peers, *pacs.hl7_peers, *pacs.fhir_peers, *settings.web.tokens] == [
+        "archive",
+        "cloud",
+        "ehr",
+        "hub",
+        "orchestrator",
+    ]
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
