@@ -206,8 +206,12 @@ def _blanked(dataset: Dataset, rectangles: Sequence[Rectangle]) -> Dataset:
 
 def _write(cleaned: Dataset, target: Path) -> Path:
     part = target.with_name(f".{target.stem}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        dcmwrite(file, cleaned, enforce_file_format=True)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with part.open("wb") as file:
+            dcmwrite(file, cleaned, enforce_file_format=True)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     return part

@@ -130,6 +130,10 @@ def test_a_study_of_which_one_file_cannot_be_written_leaves_nothing(
     assert isinstance(held, Held)
     assert "cannot be written" in held.reason
     assert list((tmp_path / "out").iterdir()) == []
+    monkeypatch.setattr(Deidentifier, "clean", clean)
+    monkeypatch.setattr("app.deidentify.os.fsync", lambda _file: (_ for _ in ()).throw(OSError("disk")))
+    assert [type(one) for one in outcomes(tmp_path / "in", tmp_path / "out")] == [Held]
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_compressed_pixels_are_held_rather_than_left_unblanked(tmp_path: Path) -> None:
