@@ -3,6 +3,7 @@
 import base64
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from app.config import FhirPeer, Pacs, Peer, WebPeer
@@ -60,19 +61,30 @@ def destination(name: str, pacs: Pacs) -> Callable[[Path], None]:
     return store
 
 
-def _move_to(peer: Peer, pacs: Pacs) -> Listening | None:
-    if peer.move_ae_title is None:
-        return None
+def listening(pacs: Pacs) -> Listening:
+    """The settings as the listener takes them. Raises ConfigInvalid."""
     return Listening(
-        ae_title=peer.move_ae_title,
+        ae_title=pacs.ae_title,
         host=pacs.host,
-        port=peer.move_port,
-        calling_ae_titles=frozenset({peer.ae_title}),
+        port=pacs.port or 0,
+        calling_ae_titles=pacs.callers,
         maximum_associations=pacs.maximum_associations,
         maximum_associations_per_host=pacs.maximum_associations_per_host,
         maximum_pdu_bytes=pacs.maximum_pdu_bytes,
         greeting_seconds=pacs.greeting_seconds,
         idle_seconds=pacs.idle_seconds,
+        tls=_server_tls(pacs),
+    )
+
+
+def _move_to(peer: Peer, pacs: Pacs) -> Listening | None:
+    if peer.move_ae_title is None:
+        return None
+    return replace(
+        listening(pacs),
+        ae_title=peer.move_ae_title,
+        port=peer.move_port,
+        calling_ae_titles=frozenset({peer.ae_title}),
         tls=None,
     )
 
@@ -104,4 +116,20 @@ def _client_tls(pacs: Pacs) -> ssl.SSLContext:
             context.load_cert_chain(pacs.tls_certificate, pacs.tls_key)
     except (OSError, ssl.SSLError) as exc:
         raise ConfigInvalid(f"pacs.tls_ca, pacs.tls_certificate, pacs.tls_key: {exc}") from exc
+    return context
+
+
+def _server_tls(pacs: Pacs) -> ssl.SSLContext | None:
+    """BCP 195 (RFC 9325), as PS3.15 B.9 asks: TLS 1.2 or newer, and with an authority no caller without certificate."""
+    if pacs.tls_certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(pacs.tls_certificate, pacs.tls_key)
+        if pacs.tls_ca is not None:
+            context.load_verify_locations(pacs.tls_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigInvalid(f"pacs.tls_certificate, pacs.tls_key, pacs.tls_ca: {exc}") from exc
     return context

@@ -1,7 +1,6 @@
 """Keep what the network sends: a file is answered with success once it is in the spool and in the database."""
 
 import logging
-import ssl
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +8,11 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.config import Pacs
 from app.errors import ConfigInvalid
 from app.identity import Actor
 from app.pacs import commitment
 from app.pacs.statuses import SUCCESS, status_of, status_of_error
+from app.peers import listening
 from app.receive import NotReceived, receive
 from app.scratch import scratch_folder
 from app.wiring import Services
@@ -39,22 +38,6 @@ def listener(services: Services) -> Iterator[Listener]:
                 yield started
         finally:
             tempfile.tempdir = before
-
-
-def listening(pacs: Pacs) -> Listening:
-    """The settings as the listener takes them. Raises ConfigInvalid."""
-    return Listening(
-        ae_title=pacs.ae_title,
-        host=pacs.host,
-        port=pacs.port or 0,
-        calling_ae_titles=pacs.callers,
-        maximum_associations=pacs.maximum_associations,
-        maximum_associations_per_host=pacs.maximum_associations_per_host,
-        maximum_pdu_bytes=pacs.maximum_pdu_bytes,
-        greeting_seconds=pacs.greeting_seconds,
-        idle_seconds=pacs.idle_seconds,
-        tls=_tls(pacs),
-    )
 
 
 def keep(path: Path, caller: Caller, announced_uid: str, *, services: Services) -> int:
@@ -92,19 +75,3 @@ def _started(services: Services, chosen: Listening) -> Listener:
         return Listener(chosen, store=store, commit=commit)
     except OSError as exc:
         raise ConfigInvalid(f"pacs.host, pacs.port: {chosen.host}:{chosen.port} cannot be had: {exc.strerror}") from exc
-
-
-def _tls(pacs: Pacs) -> ssl.SSLContext | None:
-    """BCP 195 (RFC 9325), as PS3.15 B.9 asks: TLS 1.2 or newer, and with an authority no caller without certificate."""
-    if pacs.tls_certificate is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(pacs.tls_certificate, pacs.tls_key)
-        if pacs.tls_ca is not None:
-            context.load_verify_locations(pacs.tls_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as exc:
-        raise ConfigInvalid(f"pacs.tls_certificate, pacs.tls_key, pacs.tls_ca: {exc}") from exc
-    return context
