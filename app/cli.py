@@ -17,6 +17,7 @@ COMMANDS = {
     "diagnose": "read files, folders or zips once and print what the model says",
     "export": "give kept studies to research, de-identified, with what was found in them",
     "archive": "ask a PACS what it has, fetch that, or send files to it",
+    "outbox": "show results that have not arrived, and send refused ones again",
     "model": "describe or verify a model",
     "db": "bring the database up to date, or compare it with this version",
     "audit": "verify the audit trail",

@@ -23,9 +23,9 @@ from app.db import audit
 from app.db.session import Sessions
 from app.db.tables import FindingRow, PredictionRow, Series, StoredInstance
 from app.db.work import Publication, WorkItem
-from app.errors import HilumError
+from app.errors import HilumError, NotFound
 from app.evidence import evidence as heat_map_of
-from app.identity import SYSTEM
+from app.identity import SYSTEM, Actor
 from app.peers import destination
 from app.spool import Spool
 from dicom_io.errors import DicomError, NothingToReport, PeerUnreachable
@@ -159,6 +159,37 @@ def send(*, pacs: Pacs, sessions: Sessions, spool: Spool, now: Callable[[], date
     return sum(_send_to(name, pacs=pacs, sessions=sessions, spool=spool, now=now) for name in names)
 
 
+def outbox(sessions: Sessions, *, arrived: bool) -> list[Publication]:
+    """The results that have not arrived, or all, in the order they were made."""
+    wanted = select(Publication).order_by(Publication.id)
+    with sessions() as session:
+        return list(session.scalars(wanted if arrived else wanted.where(Publication.state != "SENT")))
+
+
+def retry(
+    sessions: Sessions,
+    *,
+    numbers: Sequence[int],
+    destination: str | None,
+    actor: Actor,
+    now: Callable[[], datetime],
+) -> int:
+    """Put refused results back among those that wait: these, or all of one destination; how many.
+
+    Raises NotFound for a number that no refused result has.
+    """
+    with sessions.begin() as session:
+        refused = select(Publication).where(Publication.state == "FAILED").order_by(Publication.id)
+        rows = session.scalars(refused).all()
+        if missing := set(numbers) - {row.id for row in rows}:
+            raise NotFound("refused result", str(min(missing)))
+        chosen = [row for row in rows if row.id in numbers or row.destination == destination]
+        for row in chosen:
+            row.state, row.next_attempt_at = "PENDING", now()
+            _audit(session, row, actor=actor, now=now)
+    return len(chosen)
+
+
 def _send_to(name: str, *, pacs: Pacs, sessions: Sessions, spool: Spool, now: Callable[[], datetime]) -> int:
     deliver = destination(name, pacs)
     waiting = (
@@ -205,8 +236,12 @@ def _note(
             wait = min(FIRST_WAIT_SECONDS * 2 ** (row.attempts - 1), LONGEST_WAIT_SECONDS)
             row.next_attempt_at = now() + timedelta(seconds=wait)
             logger.warning("%s does not answer; its results wait %.0f s", row.destination, wait)
-        detail = {"destination": row.destination, "sop_instance_uid": row.sop_instance_uid, "state": row.state}
-        audit.append(session, actor=SYSTEM, action="publish", detail={**detail, "error": row.error_code}, now=now)
+        _audit(session, row, actor=SYSTEM, now=now)
+
+
+def _audit(session: Session, row: Publication, *, actor: Actor, now: Callable[[], datetime]) -> None:
+    detail = {"destination": row.destination, "sop_instance_uid": row.sop_instance_uid, "state": row.state}
+    audit.append(session, actor=actor, action="publish", detail={**detail, "error": row.error_code}, now=now)
 
 
 def _predictions(session: Session, item: WorkItem, *, model_sha256: str) -> list[PredictionRow]:

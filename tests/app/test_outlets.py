@@ -18,6 +18,7 @@ from pydicom import dcmread
 from sqlalchemy import select
 
 from app import worker
+from app.cli import main
 from app.config import FhirPeer, Hl7Peer, Pacs, Settings, WebPeer, load
 from app.db import audit
 from app.db.work import Publication
@@ -255,6 +256,41 @@ def test_what_a_system_refuses_is_set_aside_with_its_words(desk: Desk, tmp_path:
     assert (row.state, row.error_code) == ("FAILED", "dicom.peer-refused")
     assert row.error_message == "ORU^R01 was refused (AE no such order)"
     assert len(system.heard) == 1
+
+
+@on_sqlite
+def test_what_was_refused_is_listed_and_sent_once_more_when_it_is_asked_for(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Hl7System(answer="AE", text="no such order") as system:
+        services = services_with(desk, hl7_peers={"ehr": Hl7Peer(host="127.0.0.1", port=system.port)})
+        with listener(services) as running:
+            send(running.port, film(tmp_path / "in"), film(tmp_path / "in" / "two", study=2))
+        assert worker.once(later(services, 10), holder="test").sent == 0
+        assert worker.once(later(services, 10), holder="test").sent == 0
+        monkeypatch.setenv("HILUM__STORAGE__DATABASE_URL", str(services.engine.url))
+        monkeypatch.setenv("HILUM__STORAGE__CHECKPOINT", str(desk.sessions.kw["info"]["checkpoint"].path))
+        monkeypatch.setattr("app.wiring.utc_now", services.now)
+        assert main(["outbox", "list", "--json"]) == 0
+        listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [(one["state"], one["kind"], one["error"]["code"]) for one in listed] == [
+            ("FAILED", "hl7", "dicom.peer-refused")
+        ] * 2
+        assert main(["outbox", "retry"]) == 1
+        assert "name the results" in capsys.readouterr().err
+        assert main(["outbox", "retry", "999"]) == 1
+        assert "record.not-found" in capsys.readouterr().err
+        system.answer = "AA"
+        assert main(["outbox", "retry", str(listed[0]["number"])]) == 0
+        assert worker.once(later(services, 700), holder="test").sent == 1
+        assert main(["outbox", "retry", "--destination", "ehr"]) == 0
+        assert worker.once(later(services, 700), holder="test").sent == 1
+    assert main(["outbox", "list"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["outbox", "list", "--all"]) == 0
+    assert capsys.readouterr().out.count("SENT") == 2
+    with services.sessions() as session:
+        assert audit.verify(session, None).broken is None
 
 
 def test_one_name_means_one_peer_and_extras_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
