@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Select, and_, exists, false, func, select,
 from sqlalchemy.orm import Session, aliased, contains_eager, joinedload, selectinload
 
 from app.db.tables import AuditEvent, AuditSubject, FindingRow, PredictionRow, Series, StoredInstance, Study
-from app.db.work import AwaitedStudy, Publication, WorkItem
+from app.db.work import AwaitedStudy, Publication, PublicationState, WorkItem
 from app.errors import NotFound
 from app.identity import Actor
 
@@ -31,6 +31,7 @@ class StudyLine:
     images: int  # frames
     state: State  # of the newest prediction of each image: positive if any finding is, withheld if none was answered
     road: Road | None  # how far a study from the network has come; None where nothing is left to do or to tell
+    hindrance: str | None  # why it came no further
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def study_lines(session: Session, actor: Actor, *, limit: int, after: Study | No
             tuple(sorted(modalities.get(study.id, ()))),
             *sizes.get(study.id, (0, 0, 0)),
             states[study.id],
-            roads.get(study.id),
+            *roads.get(study.id, (None, None)),
         )
         for study in studies
     ]
@@ -239,26 +240,32 @@ def _traced(session: Session, wanted: Select[PredictionRow]) -> list[Traced]:
     return [Traced(row, events.get(row.id)) for row in rows]
 
 
-def _roads(session: Session, study_ids: Sequence[int]) -> dict[int, Road]:
+def _roads(session: Session, study_ids: Sequence[int]) -> dict[int, tuple[Road, str | None]]:
     """Of the newest work item of each study, and of its results; an image that came later overrules both."""
-    roads: dict[int, Road] = {}
+    roads: dict[int, tuple[Road, str | None]] = {}
     items = select(WorkItem).where(WorkItem.study_id.in_(study_ids)).order_by(WorkItem.id)
     newest = {item.study_id: item for item in session.scalars(items)}
-    results = select(Publication.work_item_id, Publication.state).where(
-        Publication.work_item_id.in_([item.id for item in newest.values()])
-    )
-    published: dict[int, set[str]] = {}
-    for item_id, state in session.execute(results):
-        published.setdefault(item_id, set()).add(state)
+    results = select(Publication).where(Publication.work_item_id.in_([item.id for item in newest.values()]))
+    published: dict[int, list[Publication]] = {}
+    for result in session.scalars(results.order_by(Publication.id)):
+        published.setdefault(result.work_item_id, []).append(result)
     for study_id, item in newest.items():
-        states = published.get(item.id, set())
         if item.state != "COMPLETED":
-            roads[study_id] = UNFINISHED[item.state]
-        elif states:
-            waiting, refused = "PENDING" in states, "FAILED" in states
-            roads[study_id] = "results-waiting" if waiting else "results-refused" if refused else "results-sent"
+            roads[study_id] = UNFINISHED[item.state], item.error_message
+        elif item.id in published:
+            roads[study_id] = _delivered(published[item.id])
     awaited = select(AwaitedStudy.study_id).where(AwaitedStudy.study_id.in_(study_ids))
-    return roads | dict.fromkeys(session.scalars(awaited), "arriving")
+    return roads | dict.fromkeys(session.scalars(awaited), ("arriving", None))
+
+
+def _delivered(results: Sequence[Publication]) -> tuple[Road, str | None]:
+    # A refusal needs a person; what waits needs nobody.
+    ends: tuple[tuple[PublicationState, Road], ...] = (("FAILED", "results-refused"), ("PENDING", "results-waiting"))
+    for state, road in ends:
+        left = [result for result in results if result.state == state]
+        if left:
+            return road, next((f"{r.destination}: {r.error_message}" for r in left if r.error_message), None)
+    return "results-sent", None
 
 
 def _states(session: Session, study_ids: Sequence[int]) -> dict[int, State]:

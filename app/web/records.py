@@ -43,6 +43,7 @@ def studies_json(session: Session, actor: Actor) -> list[dict[str, Any]]:
             "images": line.images,
             "state": line.state,
             "road": line.road,
+            "hindrance": line.hindrance,
         }
         for line in study_lines(session, actor, limit=LISTED_STUDIES)
     ]

@@ -108,6 +108,8 @@ def test_with_the_archive_down_results_wait_and_then_arrive_once_and_in_order(
             waiting = session.scalars(select(Publication).order_by(Publication.id)).all()
         assert {row.state for row in waiting} == {"PENDING"}
         assert road(services) == "results-waiting"
+        with services.sessions() as session:
+            assert "archive: ORTHANC cannot be reached" in str(study_lines(session, LOCAL_USER, limit=3)[-1].hindrance)
         assert waiting[0].attempts >= 1
         assert waiting[0].error_code == "dicom.peer-unreachable"
         assert all(row.attempts == 0 for row in waiting[1:])  # nothing overtakes

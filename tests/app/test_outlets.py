@@ -21,8 +21,10 @@ from app import worker
 from app.cli import main
 from app.config import FhirPeer, Hl7Peer, Pacs, Settings, WebPeer, load
 from app.db import audit
+from app.db.queries import study_lines
 from app.db.work import Publication
 from app.errors import ConfigInvalid
+from app.identity import LOCAL_USER
 from app.outlets import BEGIN, END, FhirRemote, Hl7Remote, send_fhir, send_hl7
 from app.pacs.listen import listener
 from app.wiring import Services
@@ -256,6 +258,9 @@ def test_what_a_system_refuses_is_set_aside_with_its_words(desk: Desk, tmp_path:
     assert (row.state, row.error_code) == ("FAILED", "dicom.peer-refused")
     assert row.error_message == "ORU^R01 was refused (AE no such order)"
     assert len(system.heard) == 1
+    with services.sessions() as session:
+        (line,) = study_lines(session, LOCAL_USER, limit=9)
+    assert (line.road, line.hindrance) == ("results-refused", "ehr: ORU^R01 was refused (AE no such order)")
 
 
 @on_sqlite

@@ -67,6 +67,7 @@ export class Studies {
       h("span", { class: "quiet" }, [study.patient_id, study.description].filter(Boolean).join(" · ") || "No description"),
       h("span", { class: "quiet" }, facts),
       study.road && h("span", { class: "quiet" }, ROADS[study.road]),
+      study.hindrance && h("span", { class: "quiet why" }, study.hindrance),
     );
     if (!open || this.study.series.length < 2) return h("div", { class: "study-row" }, button);
     const series = this.study.series.map((one, index) =>
@@ -103,8 +104,8 @@ const ROADS = {
   queued: "Queued",
   "in-progress": "Being diagnosed",
   "given-up": "Diagnosis given up",
-  "results-waiting": "Results wait for the archive",
-  "results-refused": "The archive refused results",
+  "results-waiting": "Results wait",
+  "results-refused": "Results refused",
   "results-sent": "Results sent",
 };
 
