@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 import vision_model
 from app import scratch
-from app.config import Settings
+from app.config import Settings, Storage
 from app.db import migrate
 from app.db.session import Sessions, engine, sessions
 from app.spool import Spool
@@ -82,6 +82,17 @@ def services(settings: Settings, *, upgrade: bool = False) -> Iterator[Services]
             )
         finally:
             database.dispose()
+
+
+@contextmanager
+def records(storage: Storage) -> Iterator[Sessions]:
+    """The database alone, closed at the end. Raises DatabaseError (SchemaMismatch for one of another version)."""
+    database = engine(storage.database_url)
+    try:
+        migrate.require_current(database)
+        yield sessions(database, checkpoint=storage.checkpoint)
+    finally:
+        database.dispose()
 
 
 def utc_now() -> datetime:

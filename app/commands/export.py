@@ -28,30 +28,22 @@ def run(args: argparse.Namespace) -> int:
     """Export; 1 when a study was held. Raises NotFound, SpoolError and DatabaseError."""
     from app import wiring
     from app.config import load
-    from app.db import migrate
-    from app.db.session import engine, sessions
     from app.export import chosen, note, write_findings
     from app.identity import LOCAL_USER
     from app.spool import Spool
 
     storage = load(args.config).storage
-    database = engine(storage.database_url)
-    try:
-        migrate.require_current(database)
-        of_database = sessions(database, checkpoint=storage.checkpoint)
+    with wiring.records(storage) as sessions, sessions() as session:
+        instances = chosen(session, studies=args.study, since=args.since, until=args.until, modality=args.modality)
+        if not instances:
+            print("no kept study fits", file=sys.stderr)
+            return 0
         spool = Spool(storage.spool)
-        with of_database() as session:
-            instances = chosen(session, studies=args.study, since=args.since, until=args.until, modality=args.modality)
-            if not instances:
-                print("no kept study fits", file=sys.stderr)
-                return 0
-            paths = [spool.path(instance.sha256) for instance in instances]
-            note(of_database, instances, actor=LOCAL_USER, now=wiring.utc_now)
-            made = copies(paths, args.out, args)
-            rows = write_findings(
-                args.out / FINDINGS, instances, made.paths, session=session, deidentifier=deidentifier(args)
-            )
-    finally:
-        database.dispose()
+        paths = [spool.path(instance.sha256) for instance in instances]
+        note(sessions, instances, actor=LOCAL_USER, now=wiring.utc_now)
+        made = copies(paths, args.out, args)
+        rows = write_findings(
+            args.out / FINDINGS, instances, made.paths, session=session, deidentifier=deidentifier(args)
+        )
     print(f"{rows} rows in {args.out / FINDINGS}", file=sys.stderr)
     return 1 if made.held else 0

@@ -33,25 +33,17 @@ def run(args: argparse.Namespace) -> int:
     """Run one verb. Raises NotFound, ConfigInvalid and DatabaseError."""
     from app import publish, wiring
     from app.config import load
-    from app.db import migrate
-    from app.db.session import engine, sessions
     from app.errors import ConfigInvalid
     from app.identity import LOCAL_USER
 
-    storage = load(args.config).storage
-    database = engine(storage.database_url)
-    try:
-        migrate.require_current(database)
-        of_database = sessions(database, checkpoint=storage.checkpoint)
+    with wiring.records(load(args.config).storage) as sessions:
         if args.verb == "list":
-            return _list(publish.outbox(of_database, arrived=args.all), as_json=args.json)
+            return _list(publish.outbox(sessions, arrived=args.all), as_json=args.json)
         if bool(args.numbers) == (args.destination is not None):
             raise ConfigInvalid("name the results by their numbers, or the peer with --destination")
         count = publish.retry(
-            of_database, numbers=args.numbers, destination=args.destination, actor=LOCAL_USER, now=wiring.utc_now
+            sessions, numbers=args.numbers, destination=args.destination, actor=LOCAL_USER, now=wiring.utc_now
         )
-    finally:
-        database.dispose()
     print(f"{count} results wait again; the worker sends them", file=sys.stderr)
     return 0
 
