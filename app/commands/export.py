@@ -33,8 +33,9 @@ def run(args: argparse.Namespace) -> int:
     from app.spool import Spool
 
     storage = load(args.config).storage
-    with wiring.records(storage) as sessions, sessions() as session:
-        instances = chosen(session, studies=args.study, since=args.since, until=args.until, modality=args.modality)
+    with wiring.records(storage) as sessions:
+        with sessions() as session:
+            instances = chosen(session, studies=args.study, since=args.since, until=args.until, modality=args.modality)
         if not instances:
             print("no kept study fits", file=sys.stderr)
             return 0
@@ -42,8 +43,9 @@ def run(args: argparse.Namespace) -> int:
         paths = [spool.path(instance.sha256) for instance in instances]
         note(sessions, instances, actor=LOCAL_USER, now=wiring.utc_now)
         made = copies(paths, args.out, args)
-        rows = write_findings(
-            args.out / FINDINGS, instances, made.paths, session=session, deidentifier=deidentifier(args)
-        )
+        with sessions() as session:
+            rows = write_findings(
+                args.out / FINDINGS, instances, made.paths, session=session, deidentifier=deidentifier(args)
+            )
     print(f"{rows} rows in {args.out / FINDINGS}", file=sys.stderr)
     return 1 if made.held else 0
