@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -190,8 +190,9 @@ def data_pdu(fragment: bytes, *, control: int) -> bytes:
     return struct.pack(">BBI", 4, 0, len(value)) + value
 
 
-def spoken(listener: Listener) -> socket.socket:
-    """The socket of an association for CT images, which its own side no longer reads or writes."""
+@contextmanager
+def spoken(listener: Listener) -> Iterator[socket.socket]:
+    """The socket of an association for CT images; its own side notices its end, and does nothing else."""
     entity = AE("TEST")
     entity.add_requested_context(CTImageStorage)
     association = entity.associate("127.0.0.1", listener.port, ae_title="HILUM")
@@ -199,7 +200,11 @@ def spoken(listener: Listener) -> socket.socket:
     assert association.dul.socket is not None
     connection = association.dul.socket.socket
     assert connection is not None
-    return connection
+    try:
+        yield connection
+    finally:
+        association.join(20)
+        connection.close()
 
 
 @pytest.mark.parametrize("control", [1, 0])
@@ -208,8 +213,8 @@ def test_a_message_without_an_end_is_cut_off(
 ) -> None:
     monkeypatch.setattr("dicom_io.listener.MESSAGE_BYTES", MIB)
     listener = listen(PLAIN)
-    connection = spoken(listener)
-    assert cut_off(connection, pieces=[data_pdu(bytes(60_000), control=control)] * 400, pause_seconds=0.01)
+    with spoken(listener) as connection:
+        assert cut_off(connection, pieces=[data_pdu(bytes(60_000), control=control)] * 400, pause_seconds=0.01)
     assert emptied(listener)
     assert echo(listener).returncode == 0
 
@@ -218,13 +223,13 @@ def test_half_a_file_does_not_outlive_its_association(
     listen: Callable[[Listening], Listener], desk: Desk, tmp_path: Path
 ) -> None:
     listener = listen(PLAIN)
-    connection = spoken(listener)
-    connection.sendall(data_pdu(store_request("1.2.3"), control=3) + data_pdu(bytes(60_000), control=0))
-    deadline = time.monotonic() + 10
-    while sum(p.stat().st_size for p in tmp_path.iterdir()) < 60_000 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert len(list(tmp_path.iterdir())) == 1
-    connection.shutdown(socket.SHUT_RDWR)
+    with spoken(listener) as connection:
+        connection.sendall(data_pdu(store_request("1.2.3"), control=3) + data_pdu(bytes(60_000), control=0))
+        deadline = time.monotonic() + 10
+        while sum(p.stat().st_size for p in tmp_path.iterdir()) < 60_000 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(list(tmp_path.iterdir())) == 1
+        connection.shutdown(socket.SHUT_RDWR)
     assert emptied(listener)
     assert not list(tmp_path.iterdir())
     assert not desk.taken
