@@ -6,7 +6,6 @@ import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -32,7 +31,7 @@ from dicom_io.errors import PeerAnswerInvalid, PeerRefused, PeerUnreachable
 from tests import services as programs
 from tests.app.conftest import Desk, on_sqlite, services_of
 from tests.app.films import film
-from tests.app.test_loop import send
+from tests.app.test_loop import later, send
 
 MESSAGE = b"MSH|^~\\&|HILUM|||EHR|20260102||ORU^R01^ORU_R01|4711|P|2.5.1\rPID|1\r"
 
@@ -120,10 +119,6 @@ class FhirServer:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
-
-
-def later(services: Services, seconds: float) -> Services:
-    return replace(services, now=lambda: services.now() + timedelta(seconds=seconds))
 
 
 def outbox(services: Services) -> list[Publication]:

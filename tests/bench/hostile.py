@@ -77,7 +77,7 @@ def seeds() -> dict[str, bytes]:
     """A small whole file of each transfer syntax whose pixels are read, by the syntax's name.
 
     High-throughput JPEG 2000, the progressive JPEGs and JPEG Lossless with other predictors share their decoders with
-    those here; no package carries small files of them.
+    those here; no package carries small files of them, so they come by --files.
     """
     grey = build.data_set(np.random.default_rng(1).integers(0, 4096, (24, 20), dtype=np.uint16), WindowCenter=40)
     plain = build.part10(grey)

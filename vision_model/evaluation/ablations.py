@@ -8,7 +8,7 @@ half of the patients of their `train`, with the support images from the other ha
 import argparse
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def variants(recipe: Recipe, words: Knowledge) -> dict[str, Variant]:
     }
 
 
-def ablate(data: Path, out: Path, *, recipe: Recipe, said: Callable[[str], None] = logger.info) -> dict[str, Measured]:
+def ablate(data: Path, out: Path, *, recipe: Recipe) -> dict[str, Measured]:
     """Train and measure every variant of a recipe with one stage; `out` keeps runs and figures.
 
     Raises what `pretrain` raises.
@@ -82,7 +82,8 @@ def ablate(data: Path, out: Path, *, recipe: Recipe, said: Callable[[str], None]
     found = read_sources(recipe.sources, root=data, permissive_only=recipe.permissive_only)
     unique, _ = without_duplicates(found, cache=out / "fingerprints.npz", guarded=recipe.left_out)
     what, examples = learnable(curriculum(), unique)
-    asked = [b for b in benchmarks(what) if {e.dataset for e in examples} >= {b.dataset}]
+    there = {e.dataset for e in examples}
+    asked = [b for b in benchmarks(what) if b.dataset in there]
     extra = extra_labels(data)
     figures = {}
     for name, variant in variants(recipe, knowledge()).items():
@@ -92,7 +93,7 @@ def ablate(data: Path, out: Path, *, recipe: Recipe, said: Callable[[str], None]
             measured = _measured(variant, run, examples, what=what, asked=asked, extra=extra)
             kept.write_text(json.dumps(asdict(measured)), encoding="utf-8")
         figures[name] = Measured(**json.loads(kept.read_text(encoding="utf-8")))
-        said(f"{name}: {figures[name]}")
+        logger.info("%s: %s", name, figures[name])
     return figures
 
 
@@ -134,6 +135,7 @@ def _measured(
         ),
         tuple(r.name for r in what.routes),
     )
+    asked_half = _half(groups, recipe.seed)
     probe, ten_shot, words = [], [], []
     for benchmark in asked:
         labels, count = benchmark.labels_of(shown, extra=extra), len(benchmark.labels)
@@ -143,7 +145,6 @@ def _measured(
             if fitted.val_auroc is not None:
                 probe.append(fitted.val_auroc)
             continue
-        asked_half = _half(groups, recipe.seed)
         support, query = (select(x, labels, groups, left_out & half) for half in (~asked_half, asked_half))
         if min(len(set(part.y.tolist())) for part in (support, query)) < count:
             continue
