@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vision_model.errors import ParityFailed
 from vision_model.graph import PRECISION_KEY
-from vision_model.net import HilumNet
+from vision_model.net import ReadOut
 from vision_model.pretrain.heads import Heads
 from vision_model.pretrain.reference import Reference, Unlikeness, parts_of
 from vision_model.quantise import on_grid, store_as_int8
@@ -28,13 +28,14 @@ FP16_FROM = 1024  # smaller tensors stay fp32: nothing to gain
 
 
 class ServedNet(nn.Module):
-    """The graph that ships: the encoder, the fitted heads and the out-of-distribution reference."""
+    """The graph that ships: the encoders, the fitted heads and the out-of-distribution reference."""
 
-    def __init__(self, net: HilumNet, heads: Heads, reference: Reference) -> None:
+    def __init__(self, net: ReadOut, heads: Heads, reference: Reference) -> None:
         super().__init__()
         self.net = net
-        self.net.head.weight.data = torch.from_numpy(heads.weight)
-        self.net.head.bias.data = torch.from_numpy(heads.bias)
+        self.head = nn.Linear(*heads.weight.T.shape)
+        self.head.weight.data = torch.from_numpy(heads.weight)
+        self.head.bias.data = torch.from_numpy(heads.bias)
         self.unlikeness = Unlikeness(reference)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -44,7 +45,7 @@ class ServedNet(nn.Module):
         than usual the image is from each task's training images: see `Unlikeness`.
         """
         tokens = self.net.unit_features(images)
-        patch_logits = self.net.head(tokens) / tokens.shape[1]
+        patch_logits = self.head(tokens) / tokens.shape[1]
         ood = self.unlikeness(parts_of(tokens))
         return tokens.mean(dim=1), tokens, patch_logits, patch_logits.sum(dim=1), ood
 

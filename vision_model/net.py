@@ -1,6 +1,6 @@
 """The encoder and what is trained on it: a timm vision transformer read out at several depths, with linear heads."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vision_model import torchvision_shim
 
@@ -15,10 +15,13 @@ from vision_model.data.tasks import Curriculum
 __all__ = ["HilumNet", "torchvision_shim"]
 
 TAPS = (7, 9, 11)  # blocks 8, 10 and 12: sources differ in which depth serves them best
+UNTRAINED_TAP = 7  # block 8: of the initial weights the one that frozen probes read best
+PATCH = 14
 WIDTH = 384
 TOKEN_SCALE = 8.0  # the final norm of the initial weights makes tokens of deviation 4 with outliers of 60
 TAP_SIZE = 2 * WIDTH  # a patch's own token, then the class token
-EMBEDDING_SIZE = TAP_SIZE * len(TAPS)
+TRAINED_SIZE = TAP_SIZE * len(TAPS)
+EMBEDDING_SIZE = TRAINED_SIZE + TAP_SIZE  # as it ships: the untrained tap is the last
 TEXT_SIZE = 384  # of all-MiniLM-L6-v2
 PROJECTED = 128  # what self-distillation compares
 
@@ -30,6 +33,17 @@ class Outputs(NamedTuple):
     text: Tensor  # (B, TEXT_SIZE), unit length
     text_scale: Tensor  # (), logarithm of the factor on cosines
     projected: Tensor  # (B, PROJECTED), unit length
+
+
+def new_encoder(size: int, *, drop_path: float = 0.0, patch_drop: float = 0.0) -> Any:  # timm's own class, untyped
+    """A ViT-S/14 for images (B, 3, size, size), its weights random."""
+    return timm.create_model(
+        "vit_small_patch14_dinov2",
+        num_classes=0,
+        img_size=size,
+        drop_path_rate=drop_path,
+        patch_drop_rate=patch_drop,
+    )
 
 
 def read_out(encoder: nn.Module, images: Tensor) -> Tensor:
@@ -45,6 +59,15 @@ def side_by_side(patches: Tensor, prefix: Tensor) -> Tensor:
     return torch.cat([patches, prefix.expand_as(patches)], dim=-1)
 
 
+def tap_columns(width: int) -> dict[str, slice]:
+    """What may be read alone of an embedding (N, width): all of it, and each tap where it is made of taps."""
+    columns = {"all": slice(None)}
+    if width in {TRAINED_SIZE, EMBEDDING_SIZE}:
+        names = [*(f"block {tap + 1}" for tap in TAPS), f"block {UNTRAINED_TAP + 1}, untrained"]
+        columns |= {names[i]: slice(i * TAP_SIZE, (i + 1) * TAP_SIZE) for i in range(width // TAP_SIZE)}
+    return columns
+
+
 class HilumNet(nn.Module):
     """ViT-S/14 whose tokens of several blocks are normed and laid side by side; heads are linear on the patches' mean.
 
@@ -57,19 +80,13 @@ class HilumNet(nn.Module):
 
     def __init__(self, curriculum: Curriculum, *, size: int, drop_path: float = 0.0, patch_drop: float = 0.0) -> None:
         super().__init__()
-        self.encoder = timm.create_model(
-            "vit_small_patch14_dinov2",
-            num_classes=0,
-            img_size=size,
-            drop_path_rate=drop_path,
-            patch_drop_rate=patch_drop,
-        )
-        self.head = nn.Linear(EMBEDDING_SIZE, curriculum.logits)
+        self.encoder = new_encoder(size, drop_path=drop_path, patch_drop=patch_drop)
+        self.head = nn.Linear(TRAINED_SIZE, curriculum.logits)
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
-        self.to_text = nn.Linear(EMBEDDING_SIZE, TEXT_SIZE)
+        self.to_text = nn.Linear(TRAINED_SIZE, TEXT_SIZE)
         self.text_scale = nn.Parameter(torch.tensor(10.0).log())
-        self.projector = nn.Sequential(nn.Linear(EMBEDDING_SIZE, 512), nn.GELU(), nn.Linear(512, PROJECTED))
+        self.projector = nn.Sequential(nn.Linear(TRAINED_SIZE, 512), nn.GELU(), nn.Linear(512, PROJECTED))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> patch tokens (B, T, D)."""
@@ -114,3 +131,52 @@ class HilumNet(nn.Module):
                 }
             )
         return groups
+
+
+class Untrained(nn.Module):
+    """The first blocks of the initial weights on a smaller view of the image: what no training has moved.
+
+    A source of few patients pulls trained features towards those patients, and neither `train` nor `val` shows it.
+    Answers of trained and untrained features together hold better where images come from elsewhere (Wortsman et al.
+    2022, arXiv 2109.01903). The view is made, and its tokens are brought to the image's own patches, by fixed matrices:
+    every provider runs them, and a token's share of the image stays what it was, so maps still sum to the logits.
+    """
+
+    shrink: Tensor  # (V, S), antialiased bilinear
+    spread: Tensor  # (T, T of the view), rows sum to 1
+
+    def __init__(self, *, size: int, view: int) -> None:
+        super().__init__()
+        self.encoder = new_encoder(view)
+        self.encoder.blocks = self.encoder.blocks[: UNTRAINED_TAP + 1]
+        each_column = torch.eye(size)[None, None]
+        self.register_buffer(
+            "shrink", functional.interpolate(each_column, size=(view, size), mode="bilinear", antialias=True)[0, 0]
+        )
+        grid, own = size // PATCH, view // PATCH
+        overlap = torch.eye(own).repeat_interleave(grid, dim=0).reshape(grid, own, own).mean(dim=1)
+        self.register_buffer("spread", torch.kron(overlap, overlap))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, T, TAP_SIZE)."""
+        ((patches, prefix),) = self.encoder.forward_intermediates(
+            self.shrink @ images @ self.shrink.T,
+            indices=[UNTRAINED_TAP],
+            norm=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+            return_prefix_tokens=True,
+        )
+        return side_by_side(self.spread @ patches, prefix)
+
+
+class ReadOut(nn.Module):
+    """What ships of two encoders: the taps of the trained one, then the untrained one's."""
+
+    def __init__(self, encoder: nn.Module, untrained: Untrained) -> None:
+        super().__init__()
+        self.encoder, self.untrained = encoder, untrained
+
+    def unit_features(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> patch tokens (B, T, EMBEDDING_SIZE), scaled as `HilumNet.unit_features` are."""
+        return torch.cat([read_out(self.encoder, images), self.untrained(images)], dim=-1) / TOKEN_SCALE

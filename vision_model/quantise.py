@@ -150,22 +150,21 @@ def compute_in_int8(model: onnx.ModelProto) -> int:
 
 
 def share_weights(models: Sequence[onnx.ModelProto], path: Path) -> None:
-    """Move the large tensors of graphs of the same weights into one file; equal names must mean equal numbers."""
-    places: dict[str, tuple[int, int]] = {}
+    """Move the large tensors of graphs of the same weights into one file, equal ones once."""
+    places: dict[bytes, int] = {}
     with path.open("wb") as stream:
         for tensor in (t for model in models for t in model.graph.initializer):
             raw = numpy_helper.to_array(tensor).tobytes()
             if len(raw) < SHARED_FROM:
                 continue
-            if tensor.name not in places:
+            if raw not in places:
                 stream.write(bytes(-stream.tell() % ALIGNED))
-                places[tensor.name] = stream.tell(), len(raw)
+                places[raw] = stream.tell()
                 stream.write(raw)
-            offset, length = places[tensor.name]
             tensor.ClearField("raw_data")
             tensor.ClearField("float_data")
             tensor.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", path.name), ("offset", str(offset)), ("length", str(length))):
+            for key, value in (("location", path.name), ("offset", str(places[raw])), ("length", str(len(raw)))):
                 tensor.external_data.add(key=key, value=value)
 
 

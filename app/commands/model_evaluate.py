@@ -38,7 +38,8 @@ def add_arguments(commands: "argparse._SubParsersAction[Any]") -> None:
         "--split",
         choices=("test", "val"),
         default="test",
-        help="the images to measure on; val is for choosing, test is for once (default: %(default)s)",
+        help="the images to measure on; val is for choosing, but the heads that serve have learnt from it; test is for "
+        "once (default: %(default)s)",
     )
     evaluate.add_argument(
         "--baseline-images",

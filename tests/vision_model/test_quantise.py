@@ -29,7 +29,15 @@ from vision_model.manifest import (
     file_sha256,
     read_manifest,
 )
-from vision_model.quantise import column_scale, compare_answers, graph_files, on_grid, quantise, store_as_int8
+from vision_model.quantise import (
+    column_scale,
+    compare_answers,
+    graph_files,
+    on_grid,
+    quantise,
+    share_weights,
+    store_as_int8,
+)
 
 SIZE, TOKENS, PATCH_VALUES, WIDTH = 28, 4, 588, 16
 OUTPUTS = ("embedding", "patch_logits", "logits")
@@ -150,6 +158,17 @@ def test_an_image_has_one_int8_answer_whatever_its_batch_holds(quantised: Path, 
 def test_graphs_share_one_file_of_weights(quantised: Path, weight: NDArray[np.float32]) -> None:
     assert weight.size <= (quantised / WEIGHTS_NAME).stat().st_size < 2 * weight.size
     assert all((quantised / name).stat().st_size < weight.size for name in (GRAPH_NAME, FLOAT_GRAPH_NAME))
+
+
+def test_equal_tensors_of_two_names_are_kept_once(tmp_path: Path) -> None:
+    values = {"one": 1.0, "same": 1.0, "other": 2.0}
+    tensors = [numpy_helper.from_array(np.full(1024, value, np.float32), name) for name, value in values.items()]
+    model = helper.make_model(helper.make_graph([], "weights", [], [], tensors))
+    share_weights([model], tmp_path / WEIGHTS_NAME)
+    assert (tmp_path / WEIGHTS_NAME).stat().st_size == 2 * 4096
+    onnx.save(model, tmp_path / GRAPH_NAME)
+    read = {t.name: numpy_helper.to_array(t)[0] for t in onnx.load(tmp_path / GRAPH_NAME).graph.initializer}
+    assert read == values
 
 
 def test_model_answers_in_int8_on_a_cpu_and_in_what_is_asked_for(quantised: Path) -> None:

@@ -13,9 +13,8 @@ from torch.nn import functional
 
 from vision_model.adapt.adapter import Adapter, float_graph, float_model, product_of
 from vision_model.adapt.fit import STRENGTH, Examples, Indices, left_out, logistic
-from vision_model.data.tasks import curriculum
 from vision_model.errors import GraphInvalid, SupportInvalid
-from vision_model.net import TAPS, TOKEN_SCALE, HilumNet, side_by_side
+from vision_model.net import TAPS, TOKEN_SCALE, ReadOut, Untrained, new_encoder, side_by_side
 from vision_model.runtime import Model
 
 logger = logging.getLogger(__name__)
@@ -52,12 +51,10 @@ def fit(model: Model, inputs: NDArray[np.float32], y: Indices, *, seed: int) -> 
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     (expected,) = float_model(model).run(inputs[:1], ("embedding",))
-    tail = Tail(encoder_of(model), inputs, expected=expected)
+    tail = Tail(read_out_of(model), inputs, expected=expected)
     classes = int(y.max()) + 1
     with torch.inference_mode():
-        plain = (
-            torch.cat([tail(tail.tokens[i : i + BATCH]) for i in range(0, len(y), BATCH)]).numpy().astype(np.float64)
-        )
+        plain = torch.cat([tail(slice(i, i + BATCH)) for i in range(0, len(y), BATCH)]).numpy().astype(np.float64)
     start = logistic(Examples(plain, y, np.arange(len(y)).astype(str), classes, None), (STRENGTH,))[0]
     head = nn.Linear(plain.shape[1], classes)
     head.weight.data, head.bias.data = torch.from_numpy(start.weight.copy()), torch.from_numpy(start.bias.copy())
@@ -70,7 +67,7 @@ def fit(model: Model, inputs: NDArray[np.float32], y: Indices, *, seed: int) -> 
     for epoch in range(EPOCHS):
         total = 0.0
         for chosen in np.array_split(rng.permutation(len(y)), -(-len(y) // BATCH)):
-            logits = head(tail(tail.tokens[torch.from_numpy(chosen)]))
+            logits = head(tail(torch.from_numpy(chosen)))
             loss = functional.cross_entropy(logits, targets[chosen], label_smoothing=SMOOTHING)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -97,43 +94,48 @@ class LowRank(nn.Module):
 
 
 class Tail(nn.Module):
-    """The encoder's last blocks with LoRA, from the tokens that the frozen ones give to the embedding."""
+    """The trained encoder's last blocks with LoRA, from what the frozen ones give to the embeddings of n images."""
 
     tokens: Tensor  # (n, prefix + T, width) after the frozen blocks
+    untrained: Tensor  # (n, TAP_SIZE), the untrained tap's part of the embeddings
 
-    def __init__(self, encoder: Any, inputs: NDArray[np.float32], *, expected: NDArray[np.float32]) -> None:
+    def __init__(self, net: ReadOut, inputs: NDArray[np.float32], *, expected: NDArray[np.float32]) -> None:
         """`expected` (1, D) is the graph's embedding of the first input. Raises GraphInvalid where torch differs."""
         super().__init__()
+        encoder: Any = net.encoder  # timm's attributes are not typed
         self.norm, self.prefix = encoder.norm, encoder.num_prefix_tokens
         self.blocks = encoder.blocks[FROZEN:]
-        encoder.requires_grad_(requires_grad=False)
+        net.requires_grad_(requires_grad=False)
         with torch.inference_mode():
-            found = []
+            found, untrained = [], []
             for start in range(0, len(inputs), BATCH):
-                x = encoder.patch_embed(torch.from_numpy(inputs[start : start + BATCH]))
-                x = encoder.norm_pre(encoder._pos_embed(x))  # noqa: SLF001  # timm has no public name for it
+                images = torch.from_numpy(inputs[start : start + BATCH])
+                untrained.append(net.untrained(images).mean(dim=1))
+                x = encoder.norm_pre(encoder._pos_embed(encoder.patch_embed(images)))  # noqa: SLF001  # timm has no public name for it
                 for block in encoder.blocks[:FROZEN]:
                     x = block(x)
                 found.append(x)
-            self.tokens = torch.cat(found).clone()
-            apart = float(np.abs(self(self.tokens[:1]).numpy() - expected).max())
+            self.tokens, self.untrained = torch.cat(found).clone(), torch.cat(untrained).clone()
+            apart = float(np.abs(self(slice(1)).numpy() - expected).max())
         if not apart <= TOLERANCE:
             raise GraphInvalid(
                 f"torch, with the graph's weights, is {apart:.2g} away from the graph; LoRA needs them alike"
             )
-        self.tokens = self.tokens.detach().clone()
+        self.tokens, self.untrained = self.tokens.detach().clone(), self.untrained.detach().clone()
         for block in self.blocks:
             block.attn.qkv = LowRank(block.attn.qkv)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens after the frozen blocks (B, prefix + T, width) -> embeddings (B, D)."""
+    def forward(self, chosen: slice | Tensor) -> Tensor:
+        """Embeddings (B, D) of the chosen images."""
+        tokens = self.tokens[chosen]
         taps = [self.norm(tokens)]
         for number, block in enumerate(self.blocks, start=FROZEN):
             tokens = block(tokens)
             if number in TAPS:
                 taps.append(self.norm(tokens))
         seen = [side_by_side(tap[:, self.prefix :], tap[:, : self.prefix]) for tap in taps]
-        return torch.cat(seen, dim=-1).mean(dim=1) / TOKEN_SCALE
+        trained = torch.cat(seen, dim=-1).mean(dim=1)
+        return torch.cat([trained, self.untrained[chosen]], dim=-1) / TOKEN_SCALE
 
     def changes(self) -> list[nn.Parameter]:
         """What is learnt."""
@@ -149,11 +151,15 @@ class Tail(nn.Module):
         )
 
 
-def encoder_of(model: Model) -> nn.Module:
-    """The encoder with the weights of the model's float graph. Raises PrecisionUnavailable, GraphInvalid."""
+def read_out_of(model: Model) -> ReadOut:
+    """The encoders with the weights of the model's float graph. Raises PrecisionUnavailable, GraphInvalid."""
     graph = onnx.load(model.folder / float_graph(model).file).graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
+
+    def kept(name: str) -> str:
+        """The name under which a tensor is there: of small tensors that are equal, the exporter keeps the first."""
+        return name if name in constants or name in makers else name.replace("untrained.", "", 1)
 
     def value(name: str) -> NDArray[np.float32]:
         """A constant, through the casts and scales that store it small."""
@@ -165,15 +171,16 @@ def encoder_of(model: Model) -> nn.Module:
         array = value(node.input[0])
         return array if node.op_type == "Cast" else array * value(node.input[1])
 
-    encoder: nn.Module = HilumNet(curriculum(), size=model.manifest.input.size).encoder
+    size, view = model.manifest.input.size, len(value("net.untrained.shrink"))
+    net = ReadOut(new_encoder(size), Untrained(size=size, view=view))
     state = {}
-    for name, tensor in encoder.state_dict().items():
+    for name, tensor in net.state_dict().items():
         owner, _, kind = name.rpartition(".")
         if kind == "weight" and owner.endswith(LINEAR):
-            product = product_of(graph, f"net.encoder.{owner}.bias")
+            product = product_of(graph, kept(f"net.{owner}.bias"))
             array = value(product.input[1]).T
         else:
-            array = value(f"net.encoder.{name}")
+            array = value(kept(f"net.{name}"))
         state[name] = torch.from_numpy(np.ascontiguousarray(array).reshape(tensor.shape).copy())
-    encoder.load_state_dict(state)
-    return encoder.eval()
+    net.load_state_dict(state)
+    return net.eval()

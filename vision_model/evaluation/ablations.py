@@ -25,7 +25,8 @@ from vision_model.evaluation.intervals import auroc
 from vision_model.evaluation.probes import fit_probe, select
 from vision_model.evaluation.zero_shot import HEADLINE, prompts
 from vision_model.knowledge import Knowledge, knowledge
-from vision_model.pretrain.heads import TAP_COLUMNS, embed_examples
+from vision_model.net import TRAINED_SIZE, tap_columns
+from vision_model.pretrain.heads import embed_examples
 from vision_model.pretrain.loop import train
 from vision_model.pretrain.objective import concept_targets, read_prompts
 from vision_model.pretrain.recipe import Recipe, read_recipe
@@ -141,7 +142,7 @@ def _measured(
         labels, count = benchmark.labels_of(shown, extra=extra), len(benchmark.labels)
         if benchmark.dataset not in recipe.left_out:
             of_split = [select(x, labels, groups, splits == s) for s in ("train", "val")]
-            fitted = fit_probe(*of_split, parts=TAP_COLUMNS, labels=count)
+            fitted = fit_probe(*of_split, parts=tap_columns(TRAINED_SIZE), labels=count)
             if fitted.val_auroc is not None:
                 probe.append(fitted.val_auroc)
             continue

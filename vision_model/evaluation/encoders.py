@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from vision_model.errors import WeightsInvalid
 from vision_model.manifest import InputSpec
-from vision_model.net import EMBEDDING_SIZE, TAP_SIZE, TAPS, TOKEN_SCALE, read_out, torchvision_shim
+from vision_model.net import TAPS, TOKEN_SCALE, TRAINED_SIZE, new_encoder, read_out, tap_columns, torchvision_shim
 from vision_model.preprocess import prepare, square
 from vision_model.pretrain.initial import WHEEL_SHA256, at_size, initial_weights
+from vision_model.pretrain.place import computes_bf16, in_bf16
 from vision_model.runtime import Model
 
 # isort: split
@@ -32,6 +33,7 @@ LITE_FILE = "models/efficientnet-lite2-9656183e.pth"
 LITE_SIZE = 224
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HOG_SIZE, PIXEL_SIZE = 64, 28
+CPU = torch.device("cpu")
 
 Image8 = NDArray[np.uint8]  # (rows, columns, 3)
 
@@ -64,7 +66,7 @@ class Ours:
         self._model = model
         m = model.manifest
         self.digest = hashlib.sha256(f"{m.graph_sha256} {m.weights_sha256} {m.input}".encode()).hexdigest()
-        self.parts = _tap_parts(model.manifest.embedding_size)
+        self.parts = tap_columns(model.manifest.embedding_size)
 
     def embed(self, images: Sequence[Image8]) -> dict[str, NDArray[np.float32]]:
         """As Encoder; outputs embedding, logits and ood."""
@@ -80,15 +82,17 @@ class Initial:
 
     def __init__(self, spec: InputSpec, *, cache: Path) -> None:
         self._spec = spec
-        self._net = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=spec.size).eval()
+        self._net = new_encoder(spec.size).eval()
         self._net.load_state_dict(at_size(initial_weights(cache), grid=spec.grid))
-        self.digest = hashlib.sha256(f"{WHEEL_SHA256} {spec.size} {TAPS} class token bf16".encode()).hexdigest()
-        self.parts = _tap_parts(EMBEDDING_SIZE)
+        self.digest = hashlib.sha256(
+            f"{WHEEL_SHA256} {spec.size} {TAPS} class token {_precision()}".encode()
+        ).hexdigest()
+        self.parts = tap_columns(TRAINED_SIZE)
 
     def embed(self, images: Sequence[Image8]) -> dict[str, NDArray[np.float32]]:
         """As Encoder."""
         tensors = torch.from_numpy(np.stack([prepare(image, spec=self._spec).tensor for image in images]))
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.inference_mode(), in_bf16(CPU):
             tokens = read_out(self._net, tensors)
         return {"embedding": (tokens.float().mean(dim=1) / TOKEN_SCALE).numpy()}
 
@@ -110,7 +114,7 @@ class Efficientnet:
                 f"the baseline needs the package {LITE_PACKAGE.replace('_', '-')}; install hilum[train]"
             ) from exc
         with path.open("rb") as stream:
-            self.digest = hashlib.sha256(stream.read()).hexdigest()
+            self.digest = hashlib.sha256(stream.read() + _precision().encode()).hexdigest()
             stream.seek(0)
             stored: dict[str, Tensor] = torch.load(stream, map_location="cpu", weights_only=True)
         net = timm.create_model("tf_efficientnet_lite2", pretrained=False)
@@ -127,7 +131,7 @@ class Efficientnet:
     def embed(self, images: Sequence[Image8]) -> dict[str, NDArray[np.float32]]:
         """As Encoder."""
         tensors = torch.from_numpy(np.stack([prepare(image, spec=self._spec).tensor for image in images]))
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.inference_mode(), in_bf16(CPU):
             features = self._net.forward_features(tensors.to(memory_format=torch.channels_last))  # type: ignore[operator]  # timm's own method
         return {"embedding": features.float().mean(dim=(2, 3)).numpy()}
 
@@ -194,14 +198,11 @@ def read_image(path: Path) -> Image8:
         return np.asarray(image.convert("RGB"))
 
 
+def _precision() -> str:
+    """What the baselines are computed in; their vectors depend on it."""
+    return "bf16" if computes_bf16(CPU) else "fp32"
+
+
 def _grey(image: Image8, *, size: int) -> NDArray[np.float32]:
     unit: NDArray[np.float32] = square(image.astype(np.float32) / np.float32(255), size=size).mean(axis=2)
     return unit
-
-
-def _tap_parts(width: int) -> dict[str, slice]:
-    """The whole embedding and each third of it, where it is made of three taps."""
-    if width != EMBEDDING_SIZE:
-        return {"all": slice(None)}
-    single = {f"block {tap + 1}": slice(i * TAP_SIZE, (i + 1) * TAP_SIZE) for i, tap in enumerate(TAPS)}
-    return {"all": slice(None), **single}

@@ -94,15 +94,19 @@ def score(graph: Path, examples: Sequence[Example], *, spec: InputSpec) -> Score
 
 def score_squares(graph: Path, squares: NDArray[np.uint8], *, spec: InputSpec, batch: int = 16) -> Scores:
     """Run the graph over (N, S, S, 3) 8-bit squares on the CPU."""
+    return Scores(*run_squares(graph, squares, ("logits", "ood"), spec=spec, batch=batch))
+
+
+def run_squares(
+    graph: Path, squares: NDArray[np.uint8], outputs: Sequence[str], *, spec: InputSpec, batch: int = 16
+) -> list[NDArray[np.float32]]:
+    """The named outputs of the graph for (N, S, S, 3) 8-bit squares, on the CPU."""
     session = Graph(graph)
-    logits: list[NDArray[np.float32]] = []
-    ood: list[NDArray[np.float32]] = []
+    found = []
     for start in tqdm(range(0, len(squares), batch), desc="score", unit="batch", mininterval=10):
         unit = squares[start : start + batch].astype(np.float32) / np.float32(255)
-        images = np.stack([normalise(s, spec=spec) for s in unit])
-        for store, output in zip((logits, ood), session.run(images, ("logits", "ood")), strict=True):
-            store.append(output)
-    return Scores(np.concatenate(logits), np.concatenate(ood))
+        found.append(session.run(np.stack([normalise(s, spec=spec) for s in unit]), outputs))
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 def photographs(*, size: int) -> NDArray[np.uint8]:

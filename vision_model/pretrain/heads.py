@@ -1,6 +1,5 @@
 """Fit the final linear heads on embeddings."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,30 +7,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 from tqdm import tqdm
 
-from vision_model.calibrate import temperature
 from vision_model.data.example import Example
 from vision_model.data.load import load_squares
 from vision_model.data.mixture import MASKED
 from vision_model.data.tasks import Curriculum
 from vision_model.errors import SourceInvalid
 from vision_model.manifest import InputSpec
-from vision_model.net import EMBEDDING_SIZE, TAP_SIZE, TAPS, HilumNet
+from vision_model.net import EMBEDDING_SIZE, TRAINED_SIZE, HilumNet, ReadOut
 from vision_model.preprocess import normalise
+from vision_model.pretrain.place import in_bf16
 from vision_model.pretrain.reference import parts_of
-from vision_model.runtime import softmax
 
-logger = logging.getLogger(__name__)
-
-# Columns of the embedding that a head may read: one tap's, or all.
-TAP_COLUMNS = {
-    **{str(tap): slice(i * TAP_SIZE, (i + 1) * TAP_SIZE) for i, tap in enumerate(TAPS)},
-    "all": slice(0, EMBEDDING_SIZE),
-}
-
-
+# A head is the mean of two: what one reads, training has moved; what the other reads, it has not.
+HALVES = (slice(0, TRAINED_SIZE), slice(TRAINED_SIZE, EMBEDDING_SIZE))
+FOLDS = 3  # of `val`
 SMALLEST_DEVIATION = 0.01  # of features of about unit size; less would be rounding, and a head would magnify it
 
 
@@ -41,6 +32,28 @@ class Heads:
 
     weight: NDArray[np.float32]  # (C, D)
     bias: NDArray[np.float32]  # (C,)
+
+    def logits(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, D) -> (N, C)."""
+        found: NDArray[np.float32] = embedding @ self.weight.T + self.bias
+        return found
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """Heads that learnt from `train` and `val`, and what they may be calibrated with."""
+
+    heads: Heads
+    without: tuple[Heads, ...]  # each has seen `train`, and `val` but for the groups of one fold
+    fold: NDArray[np.int64]  # (N,) of the images of `val`
+
+    def held_out(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(R·N, D) of R rounds of the images of `val` -> (R·N, C) logits of heads that have not seen their group."""
+        fold = np.tile(self.fold, len(embedding) // len(self.fold))
+        logits = np.empty((len(embedding), len(self.heads.bias)), np.float32)
+        for number, heads in enumerate(self.without):
+            logits[fold == number] = heads.logits(embedding[fold == number])
+        return logits
 
 
 @dataclass(frozen=True)
@@ -52,12 +65,12 @@ class Embedded:
 
 
 def embed_examples(
-    net: HilumNet, examples: Sequence[Example], *, spec: InputSpec, bf16: bool, batch: int = 32
+    net: HilumNet | ReadOut, examples: Sequence[Example], *, spec: InputSpec, bf16: bool, batch: int = 32
 ) -> Embedded:
-    """What the encoder says of the examples, in their order; in bf16, where it was trained so, thrice as fast."""
+    """What the encoder says of the examples, in their order; in bf16 where it was trained so."""
     squares = load_squares(examples, spec=spec)
     means, parts = [], []
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+    with torch.inference_mode(), in_bf16(torch.device("cpu"), wanted=bf16):
         for start in tqdm(range(0, len(examples), batch), desc="embed", unit="batch", mininterval=10):
             images = np.stack(
                 [normalise(s.astype(np.float32) / np.float32(255), spec=spec) for s in squares[start : start + batch]]
@@ -72,42 +85,46 @@ def fit_heads(
     train: tuple[NDArray[np.float32], NDArray[np.int64]],
     val: tuple[NDArray[np.float32], NDArray[np.int64]],
     *,
+    groups: NDArray[np.str_],
     curriculum: Curriculum,
-    strengths: Sequence[float],
-) -> Heads:
-    """L2-regularised logistic regression for the route and each task; taps and strength are chosen on `val`.
+    strength: float,
+) -> CrossFitted:
+    """L2-regularised logistic regression for the route and each task on `train` and `val`, and again without folds.
 
-    A head reads one tap, all of them, or is the mean of the heads of each tap: sources differ in which depth serves
-    them. Chosen by log loss once a temperature is fitted, since one will be: how sure a head is can be mended, its
-    order not. `train` and `val` are (embeddings, targets); a target of MASKED leaves an image out of that task.
+    `train` and `val` are (embeddings, targets); a target of MASKED leaves an image out of that task. `groups` are those
+    of `val`: none is on both sides of a fold. Nothing is chosen here: of a few dozen patients of `val`, a choice of
+    depth or strength moved `test` by as much as any of them was worth. Raises SourceInvalid.
     """
-    centre, scale = train[0].mean(axis=0), np.maximum(train[0].std(axis=0), SMALLEST_DEVIATION)
+    x, targets = np.concatenate([train[0], val[0]]), np.concatenate([train[1], val[1]])
+    # Names of groups begin with their source, so that each fold has its share of each source.
+    fold = np.unique(groups, return_inverse=True)[1] % FOLDS
+    of_image = np.concatenate([np.full(len(train[0]), FOLDS), fold])
+    rounds = [np.ones(len(x), np.bool_), *(of_image != number for number in range(FOLDS))]
+    heads, *without = (
+        _fitted(x[seen], targets[seen], curriculum=curriculum, strength=strength)
+        for seen in tqdm(rounds, desc="heads", unit="fit")
+    )
+    return CrossFitted(heads, tuple(without), fold)
+
+
+def _fitted(
+    embeddings: NDArray[np.float32], targets: NDArray[np.int64], *, curriculum: Curriculum, strength: float
+) -> Heads:
     weights, biases = [], []
     names = ["route", *(t.name for t in curriculum.tasks)]
     classes = [len(curriculum.routes), *(len(t.labels) for t in curriculum.tasks)]
     for column, (name, count) in enumerate(zip(names, classes, strict=True)):
-        x, y = _labelled(train, column)
-        x_val, y_val = _labelled(val, column)
-        standard, standard_val = (x - centre) / scale, (x_val - centre) / scale
-        candidates: dict[str, tuple[float, NDArray[np.float64], NDArray[np.float64]]] = {}
-        # What separates the routes is at every depth; nothing is to be chosen.
-        for taps, columns in TAP_COLUMNS.items() if column else [("all", slice(None))]:
-            fits = []
-            for strength in strengths:
-                fitted = LogisticRegression(C=strength, max_iter=1000).fit(standard[:, columns], y)
-                coefficients = np.zeros((len(fitted.coef_), x.shape[1]))
-                coefficients[:, columns] = fitted.coef_
-                both = _two_rows(coefficients, fitted.intercept_)
-                fits.append((_calibrated_loss(standard_val, y_val, *both), *both))
-            candidates[taps] = min(fits, key=lambda f: f[0])
-        if column:
-            single = [candidates[str(tap)][1:] for tap in TAPS]
-            mean = (np.mean([w for w, _ in single], axis=0), np.mean([b for _, b in single], axis=0))
-            candidates["mean"] = (_calibrated_loss(standard_val, y_val, *mean), *mean)
-        taps, (loss, coefficients, intercept) = min(candidates.items(), key=lambda c: c[1][0])
-        logger.info("%s: taps %s, log loss %.4f on %s images of val", name, taps, loss, len(y_val))
-        if len(intercept) != count:
-            raise SourceInvalid(f"{name} has {count} labels and the train images show {len(intercept)} of them")
+        labelled = targets[:, column] != MASKED
+        x, y = embeddings[labelled], targets[labelled, column]
+        if len(shown := np.unique(y)) != count:
+            raise SourceInvalid(f"{name} has {count} labels and the train images show {len(shown)} of them")
+        centre, scale = x.mean(axis=0), np.maximum(x.std(axis=0), SMALLEST_DEVIATION)
+        standard = (x - centre) / scale
+        halves = [LogisticRegression(C=strength, max_iter=1000).fit(standard[:, columns], y) for columns in HALVES]
+        coefficients, intercept = _two_rows(
+            np.concatenate([half.coef_ for half in halves], axis=1) / len(HALVES),
+            np.mean([half.intercept_ for half in halves], axis=0),
+        )
         weights.append(coefficients / scale)
         biases.append(intercept - weights[-1] @ centre)
     return Heads(np.concatenate(weights).astype(np.float32), np.concatenate(biases).astype(np.float32))
@@ -120,18 +137,3 @@ def _two_rows(
     if len(intercept) > 1:
         return coefficients, intercept
     return np.concatenate([-coefficients, coefficients]) / 2, np.concatenate([-intercept, intercept]) / 2
-
-
-def _calibrated_loss(
-    x: NDArray[np.float64], y: NDArray[np.int64], weight: NDArray[np.float64], bias: NDArray[np.float64]
-) -> float:
-    logits = x @ weight.T + bias
-    return float(log_loss(y, softmax(logits / temperature(logits, y)), labels=range(len(bias))))
-
-
-def _labelled(
-    data: tuple[NDArray[np.float32], NDArray[np.int64]], column: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    embeddings, targets = data
-    labelled = targets[:, column] != MASKED
-    return embeddings[labelled], targets[labelled, column]

@@ -23,11 +23,11 @@ from vision_model.data.mixture import Batch, Batches, targets
 from vision_model.data.tasks import Curriculum
 from vision_model.errors import LossNotFinite
 from vision_model.knowledge import Knowledge
-from vision_model.net import HilumNet
+from vision_model.net import PATCH, HilumNet
 from vision_model.preprocess import normalise
 from vision_model.pretrain.initial import at_size, initial_state
 from vision_model.pretrain.objective import Prompts, concept_targets, losses, supervised_loss
-from vision_model.pretrain.place import Place, find_place
+from vision_model.pretrain.place import Place, find_place, in_bf16
 from vision_model.pretrain.recipe import Recipe, Stage
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ def _run_stage(
             for part in range(stage.accumulate):
                 batch = Batch(*(x.to(place.device, non_blocking=True) for x in next(loader)))
                 with _gradients_kept_apart(model, part + 1 < stage.accumulate):
-                    with torch.autocast(place.device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
+                    with in_bf16(place.device, wanted=recipe.bf16):
                         outputs = model(batch.images)
                         with torch.no_grad():
                             teacher = average(batch.second_views).projected if len(batch.second_views) else None
@@ -216,7 +216,7 @@ class _Nets:
             positions = fresh.encoder.pos_embed.detach()
             if self._initial is None or not self._recipe.frozen_blocks:
                 learnt = {"pos_embed": state["encoder.pos_embed"]}
-                positions = at_size(learnt, grid=stage.size // 14)["pos_embed"]
+                positions = at_size(learnt, grid=stage.size // PATCH)["pos_embed"]
             fresh.load_state_dict({**state, "encoder.pos_embed": positions})
             made.append(fresh)
         self.net, self.average = made[0], made[1].eval()
@@ -224,7 +224,7 @@ class _Nets:
     def _made(self, stage: Stage) -> HilumNet:
         net = HilumNet(self._curriculum, size=stage.size, drop_path=self._recipe.drop_path, patch_drop=stage.patch_drop)
         if self._initial is not None:
-            net.encoder.load_state_dict(at_size(self._initial, grid=stage.size // 14))
+            net.encoder.load_state_dict(at_size(self._initial, grid=stage.size // PATCH))
         return net.to(self.place.device)
 
 
@@ -248,7 +248,7 @@ class _Watched:
         for start in range(0, len(self._squares), batch):
             unit = self._squares[start : start + batch].astype("float32") / 255
             images = torch.stack([torch.from_numpy(normalise(u, spec=self._spec)) for u in unit])
-            with torch.autocast(self._place.device.type, dtype=torch.bfloat16, enabled=self._recipe.bf16):
+            with in_bf16(self._place.device, wanted=self._recipe.bf16):
                 logits = net(images.to(self._place.device)).logits.cpu()
             truth = self._targets[start : start + batch]
             total += (

@@ -21,6 +21,19 @@ class Place:
         return self.rank == 0
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16; a processor without them imitates it, slower than fp32."""
+    if device.type == "cuda":
+        supported: bool = torch.cuda.is_bf16_supported()
+        return supported
+    return any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+
+
+def in_bf16(device: torch.device, *, wanted: bool = True) -> torch.autocast:
+    """A context for forward passes: bf16 where it is wanted and the device computes it, else fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted and computes_bf16(device))
+
+
 def find_place() -> Place:
     """The GPU if there is one, else the CPU; torchrun's environment says whether others train along.
 

@@ -20,7 +20,7 @@ from vision_model.data.mixture import MASKED, targets
 from vision_model.data.sources import described
 from vision_model.data.tasks import Curriculum
 from vision_model.errors import QuantisationFailed
-from vision_model.evaluation.served import Evaluation, Scores, evaluate, photographs, score, score_squares
+from vision_model.evaluation.served import Evaluation, Scores, evaluate, photographs, run_squares, score, score_squares
 from vision_model.graph import Graph
 from vision_model.manifest import (
     FLOAT_GRAPH_NAME,
@@ -38,6 +38,7 @@ from vision_model.manifest import (
 )
 from vision_model.net import EMBEDDING_SIZE
 from vision_model.preprocess import normalise
+from vision_model.pretrain.heads import CrossFitted
 from vision_model.pretrain.recipe import Recipe
 from vision_model.quantise import compare_answers, graph_files, quantise
 from vision_model.runtime import SHIPPED, softmax
@@ -55,6 +56,7 @@ EVALUATION_NAME = "evaluation.json"
 def publish(
     folder: Path,
     *,
+    fitted: CrossFitted,
     by_split: dict[str, list[Example]],
     what: Curriculum,
     recipe: Recipe,
@@ -63,14 +65,18 @@ def publish(
     data: Path,
     differences: dict[str, float],
 ) -> Evaluation:
-    """Calibrate the graph in `folder` on `val`, measure it on `test`, and write its manifest and evaluation."""
+    """Calibrate the graph in `folder` on `val`, measure it on `test`, and write its manifest and evaluation.
+
+    The graph's heads have seen `val`; what is calibrated there, is so by the logits of `fitted` that have not.
+    """
     graph = folder / GRAPH_NAME
     squares = load_squares(by_split["val"], spec=spec)
-    scores, cost = answering(folder, squares, targets(by_split["val"], what), what=what, spec=spec, seed=recipe.seed)
+    truth = targets(by_split["val"], what)
+    scores, cost = answering(folder, squares, truth, fitted=fitted, what=what, spec=spec, seed=recipe.seed)
     manifest = calibrated_manifest(
         by_split["val"],
         scores,
-        score_squares(graph, other_views(squares, by_split["val"], seed=recipe.seed), spec=spec),
+        held_out_scores(graph, other_views(squares, by_split["val"], seed=recipe.seed), fitted, spec=spec),
         what=what,
         recipe=recipe,
         spec=spec,
@@ -103,22 +109,23 @@ def answering(
     squares: NDArray[np.uint8],
     truth: NDArray[np.int64],
     *,
+    fitted: CrossFitted,
     what: Curriculum,
     spec: InputSpec,
     seed: int,
 ) -> tuple[Scores, dict[str, float]]:
-    """Let the 8-bit graph answer on a CPU if it may: (`val` scores of the graph that answers, what the 8 bits cost).
+    """Let the 8-bit graph answer on a CPU if it may: (`val` scores with the graph that answers, what the 8 bits cost).
 
     Everything that is calibrated is calibrated on these scores. A graph that is refused leaves the float graph alone.
     """
     graph = folder / GRAPH_NAME
-    exact, whole = score_squares(graph, squares, spec=spec), graph.read_bytes()
+    exact, whole = held_out_scores(graph, squares, fitted, spec=spec), graph.read_bytes()
     rng = np.random.default_rng(seed)
     chosen = squares[np.sort(rng.permutation(len(squares))[:PARITY_IMAGES])].astype(np.float32) / np.float32(255)
     try:
         cosine = quantise(folder, images=np.stack([normalise(s, spec=spec) for s in chosen]))
         cost = {"mean cosine of embeddings, int8 - float": cosine}
-        quick = score_squares(graph, squares, spec=spec)
+        quick = held_out_scores(graph, squares, fitted, spec=spec)
         for column, task in enumerate(what.tasks, start=1):
             labelled = truth[:, column] != MASKED
             own = slice(first := what.first_logit(task.name), first + len(task.labels))
@@ -137,6 +144,12 @@ def answering(
         graph.write_bytes(whole)
         return exact, {}
     return quick, cost
+
+
+def held_out_scores(graph: Path, squares: NDArray[np.uint8], fitted: CrossFitted, *, spec: InputSpec) -> Scores:
+    """Scores of rounds of the squares of `val`, their logits by heads that have not seen the image's group."""
+    embedding, ood = run_squares(graph, squares, ("embedding", "ood"), spec=spec)
+    return Scores(fitted.held_out(embedding), ood)
 
 
 def calibrated_manifest(
@@ -221,6 +234,7 @@ def calibrated_manifest(
             "initial": recipe.initial,
             "left_out": ", ".join(recipe.left_out),
             "operating_point_rule": RULE,
+            "heads": "train and val; calibrated on val with heads that had not seen the group",
             "torch": torch.__version__,
             "commit": _commit(),
             "made": datetime.now(UTC).date().isoformat(),

@@ -52,8 +52,9 @@ class Recipe:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     percentiles: tuple[float, float]
-    bf16: bool
-    head_c: tuple[float, ...]  # inverse regularisation strengths tried for the final heads
+    bf16: bool  # where the device computes it
+    head_c: float  # inverse regularisation strength of the final heads
+    untrained_view: int  # px, what the untrained tap sees of the image
     ood_components: int
     ood_quantile: float  # of val, kept as in-distribution
 
@@ -83,6 +84,8 @@ def read_recipe(name_or_path: str) -> Recipe:
         recipe = Recipe(name=path.stem, stages=stages, sources=sources, **numbers)
     except (KeyError, TypeError) as exc:
         raise RecipeInvalid(f"{path}: {exc}") from exc
+    if recipe.untrained_view % 14:
+        raise RecipeInvalid(f"{path}: untrained_view {recipe.untrained_view} is not a multiple of the patch, 14")
     for stage in recipe.stages:
         if stage.size % 14:
             raise RecipeInvalid(f"{path}: size {stage.size} is not a multiple of the patch, 14")

@@ -1,11 +1,13 @@
 """One command from images to a model that can be served: train, fit heads, export, calibrate, evaluate."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vision_model.data.duplicates import without_duplicates
@@ -18,16 +20,16 @@ from vision_model.errors import SourceInvalid
 from vision_model.evaluation.served import Evaluation
 from vision_model.export import ServedNet, export, round_to_fp16
 from vision_model.knowledge import knowledge
-from vision_model.manifest import (
-    GRAPH_NAME,
-)
+from vision_model.manifest import GRAPH_NAME, InputSpec
+from vision_model.net import PATCH, ReadOut, Untrained
 from vision_model.preprocess import normalise
-from vision_model.pretrain.heads import embed_examples, fit_heads
+from vision_model.pretrain.heads import Embedded, embed_examples, fit_heads
+from vision_model.pretrain.initial import at_size, initial_state
 from vision_model.pretrain.loop import train
 from vision_model.pretrain.objective import concept_targets, read_prompts
 from vision_model.pretrain.place import find_place
 from vision_model.pretrain.publish import PARITY_IMAGES, publish, table
-from vision_model.pretrain.recipe import read_recipe
+from vision_model.pretrain.recipe import Recipe, read_recipe
 from vision_model.pretrain.reference import fit_reference
 from vision_model.pretrain.text_space import fit_projection, write_text_space
 from vision_model.quantise import round_to_int8
@@ -59,7 +61,7 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
         found[[e.dataset in recipe.left_out for e in by_split[split]]] = MASKED
         return found
 
-    net = train(
+    trained = train(
         [e for e in by_split["train"] if e.dataset not in recipe.left_out],
         watched=[e for e in by_split["val"] if e.dataset not in recipe.left_out],
         curriculum=what,
@@ -71,21 +73,27 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
     )
     if not find_place().first:
         return None
+    net = ReadOut(trained.encoder, _untrained(recipe, cache=out.parent / "cache")).eval()
     round_to_fp16(net)
     round_to_int8(net)
     spec = recipe.input_spec(size=recipe.stages[-1].size, windows=what.windows)
     (train_embedded, train_targets), (val_embedded, val_targets) = (
-        (embed_examples(net, by_split[split], spec=spec, bf16=recipe.bf16), targets(by_split[split], what))
+        (
+            _embedded(net, by_split[split], spec=spec, bf16=recipe.bf16, kept=out / f"embedded-{split}.npz"),
+            targets(by_split[split], what),
+        )
         for split in ("train", "val")
+    )
+    fitted = fit_heads(
+        (train_embedded.mean, train_targets),
+        (val_embedded.mean, val_targets),
+        groups=np.array([e.group for e in by_split["val"]]),
+        curriculum=what,
+        strength=recipe.head_c,
     )
     served = ServedNet(
         net,
-        fit_heads(
-            (train_embedded.mean, train_targets),
-            (val_embedded.mean, val_targets),
-            curriculum=what,
-            strengths=recipe.head_c,
-        ),
+        fitted.heads,
         fit_reference(
             (train_embedded.parts, train_targets),
             (val_embedded.parts, val_targets),
@@ -111,6 +119,7 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
     differences = export(served, size=spec.size, path=graph, images=np.stack([normalise(s, spec=spec) for s in unit]))
     return publish(
         folder,
+        fitted=fitted,
         by_split=by_split,
         what=what,
         recipe=recipe,
@@ -119,6 +128,32 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
         data=data,
         differences=differences,
     )
+
+
+def _untrained(recipe: Recipe, *, cache: Path) -> Untrained:
+    """The untrained tap, with the weights that the run began with."""
+    torch.manual_seed(recipe.seed)
+    net, view = Untrained(size=recipe.stages[-1].size, view=recipe.untrained_view), recipe.untrained_view
+    if (state := initial_state(recipe.initial, cache=cache)) is not None:
+        state = at_size(state, grid=view // PATCH)
+        net.encoder.load_state_dict({name: state[name] for name in net.encoder.state_dict()})
+    return net
+
+
+def _embedded(net: ReadOut, examples: Sequence[Example], *, spec: InputSpec, bf16: bool, kept: Path) -> Embedded:
+    """What the encoders say of the examples; read from `kept` where a run that was stopped had come so far."""
+    digest = hashlib.sha256(repr([e.key() for e in examples]).encode())
+    for tensor in net.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    if kept.is_file():
+        with np.load(kept) as stored:
+            if stored["digest"].item() == digest.hexdigest():
+                return Embedded(stored["mean"], stored["parts"])
+    found = embed_examples(net, examples, spec=spec, bf16=bf16)
+    part = kept.with_suffix(".part.npz")
+    np.savez(part, mean=found.mean, parts=found.parts, digest=np.array(digest.hexdigest()))
+    part.replace(kept)
+    return found
 
 
 def learnable(whole: Curriculum, examples: Sequence[Example]) -> tuple[Curriculum, list[Example]]:
