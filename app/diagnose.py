@@ -127,7 +127,7 @@ def _prepare(
     """Decode and prepare the frames of one file; it ends at the first that cannot be."""
     instance, manifest = received.instance, model.manifest
     if not numbers:
-        problem = no_frames(instance)
+        problem = no_frames(instance.ref.sop_class_uid)
         reason = "This object carries no image (a report, a plan, a waveform or the like); it is kept and not assessed."
         yield NotDiagnosed(received, None, problem.code, reason if isinstance(problem, NoPixels) else str(problem))
         return

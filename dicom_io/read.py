@@ -29,16 +29,16 @@ def frames(instance: Instance, *, sandbox: Sandbox, numbers: Sequence[int] | Non
     Raises NoPixels, PixelsMissing, NoSuchFrame, and at the frame concerned whatever keeps it from being decoded.
     """
     if instance.number_of_frames == 0:
-        raise no_frames(instance)
+        raise no_frames(instance.ref.sop_class_uid)
     for number in range(1, instance.number_of_frames + 1) if numbers is None else numbers:
         if not 1 <= number <= instance.number_of_frames:
             raise NoSuchFrame(f"frame {number} was asked for; there are frames 1 to {instance.number_of_frames}")
         yield sandbox.frame(instance, number)
 
 
-def no_frames(instance: Instance) -> NoPixels | PixelsMissing:
+def no_frames(sop_class_uid: str) -> NoPixels | PixelsMissing:
     """Why an instance has none: by its SOP class it is no image, or it is one that came without them."""
-    if instance.ref.sop_class_uid in IMAGE_SOP_CLASSES:
+    if sop_class_uid in IMAGE_SOP_CLASSES:
         return PixelsMissing("the image came without its pixel data: the file may have been cut off; send it again")
     return NoPixels("the object carries no pixel data")
 

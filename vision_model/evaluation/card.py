@@ -128,7 +128,7 @@ def measured_how(report: dict[str, Any]) -> str:
     return (
         f"`{report['command']}` on the `{report['split']}` split ({images['measured']} images), graph SHA-256 "
         f"`{report['model']['graph_sha256']}`, {report['started']}; everything is in `evaluation.json`, the draws of "
-        "few-shot images in `support_lists.json`. Everything that could be chosen was chosen on `val`. Intervals are "
+        "few-shot images in `support_lists.json`. What this command chooses, it chooses on `val`. Intervals are "
         f"95 %, 1,000 bootstraps over groups (patients where known). {images['duplicates']} training images that stand "
         "twice were left out. Baselines were run in the same way. Left out of pretraining altogether: "
         f"{', '.join(report['left_out']) or 'nothing'}."

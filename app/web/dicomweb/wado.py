@@ -18,7 +18,8 @@ from app.web.dicomweb.request import DICOM_JSON, At, Reader, Service, require_js
 from app.web.dicomweb.retrieve import INSTANCE, SERIES, STUDY, agreed, files_answer, frames_answer, note, rows_at
 from app.web.errors import RequestInvalid
 from app.wiring import Services
-from dicom_io.errors import NoPixels, NoSuchFrame
+from dicom_io.errors import NoSuchFrame
+from dicom_io.read import no_frames
 from dicom_io.uids import EXPLICIT_VR_LITTLE_ENDIAN, TRANSFER_SYNTAXES
 
 DICOM, OCTETS = "application/dicom", "application/octet-stream"
@@ -112,14 +113,14 @@ def bulk_data(place: str, request: Request, services: Using, actor: Reader, at: 
 
 
 def frame_numbers(text: str, row: StoredInstance) -> list[int]:
-    """`1,2,3`, each of them a frame of the object. Raises RequestInvalid, NoPixels, NoSuchFrame."""
+    """`1,2,3`, each of them a frame of the object. Raises RequestInvalid, NoPixels, PixelsMissing, NoSuchFrame."""
     if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text):
         raise RequestInvalid("frames are numbers from 1, with commas between them")
     numbers = [int(one) for one in text.split(",")]
     if len(numbers) > FRAMES_MOST:
         raise RequestInvalid(f"at most {FRAMES_MOST} frames are given out at a time")
     if not row.number_of_frames:
-        raise NoPixels("the object carries no pixel data")
+        raise no_frames(row.sop_class_uid)
     for number in numbers:
         if not 1 <= number <= row.number_of_frames:
             raise NoSuchFrame(f"frame {number} was asked for; there are frames 1 to {row.number_of_frames}")
@@ -129,7 +130,7 @@ def frame_numbers(text: str, row: StoredInstance) -> list[int]:
 def _frame_form(row: StoredInstance) -> tuple[str, str]:
     """Media type and transfer syntax of one frame alone (PS3.18 8.7.3.3)."""
     if not row.number_of_frames:
-        raise NoPixels("the object carries no pixel data")
+        raise no_frames(row.sop_class_uid)
     syntax = TRANSFER_SYNTAXES[row.transfer_syntax_uid]
     if not syntax.encapsulated:
         return OCTETS, EXPLICIT_VR_LITTLE_ENDIAN.uid

@@ -199,6 +199,14 @@ def test_an_object_without_pixels_has_no_frames(http: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "dicom.no-pixels")
 
 
+def test_an_image_that_came_without_its_pixels_says_so(http: httpx.Client) -> None:
+    dataset = image()
+    del dataset.PixelData
+    sent(http, part10(dataset))
+    answer = http.get(f"{path(dataset)}/frames/1")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "dicom.pixels-missing")
+
+
 @pytest.mark.parametrize(
     "target",
     [
