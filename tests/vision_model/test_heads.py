@@ -1,5 +1,7 @@
 """The untrained tap, and the heads that are fitted on both encoders and calibrated by what they have not seen."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
+from vision_model.data.example import Example
 from vision_model.data.mixture import MASKED
 from vision_model.data.tasks import Curriculum, curriculum
 from vision_model.errors import SourceInvalid
-from vision_model.net import EMBEDDING_SIZE, TAP_SIZE, TRAINED_SIZE, Untrained, tap_columns
-from vision_model.pretrain.heads import FOLDS, CrossFitted, fit_heads
+from vision_model.manifest import InputSpec
+from vision_model.net import EMBEDDING_SIZE, TAP_SIZE, TRAINED_SIZE, ReadOut, Untrained, new_encoder, tap_columns
+from vision_model.pretrain.heads import FOLDS, CrossFitted, embed_examples, fit_heads
 from vision_model.runtime import softmax
 
 TASK = "cxr-pneumonia-child"
@@ -110,3 +114,24 @@ def test_a_label_without_images_is_refused_by_its_task() -> None:
         some[some[:, column] == 1, column] = MASKED
     with pytest.raises(SourceInvalid, match=TASK):
         fit_heads((x, targets), val, groups=np.arange(30).astype(str), curriculum=what, strength=0.01)
+
+
+def test_what_was_embedded_is_read_again_for_the_same_net_and_images_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (30, 20), 90).save(tmp_path / "one.png")
+    example = Example(tmp_path / "one.png", "source", "CR", "CHEST", "normal", "source:1", "train", "CC0")
+    net = ReadOut(new_encoder(28), Untrained(size=28, view=28)).eval()
+    spec = InputSpec(28, 14, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), windows=(), percentiles=(0.5, 99.5))
+
+    def embed() -> NDArray[np.float32]:
+        return embed_examples(net, [example], spec=spec, bf16=False, kept=tmp_path / "kept.npz").mean
+
+    first = embed()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "vision_model.pretrain.heads.load_squares", lambda *_, **__: pytest.fail("the images were embedded again")
+        )
+        np.testing.assert_array_equal(embed(), first)
+    net.untrained.spread.mul_(2)
+    assert np.abs(embed() - first).max() > 0.01

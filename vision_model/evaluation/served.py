@@ -92,9 +92,9 @@ def score(graph: Path, examples: Sequence[Example], *, spec: InputSpec) -> Score
     return score_squares(graph, load_squares(examples, spec=spec), spec=spec)
 
 
-def score_squares(graph: Path, squares: NDArray[np.uint8], *, spec: InputSpec, batch: int = 16) -> Scores:
+def score_squares(graph: Path, squares: NDArray[np.uint8], *, spec: InputSpec) -> Scores:
     """Run the graph over (N, S, S, 3) 8-bit squares on the CPU."""
-    return Scores(*run_squares(graph, squares, ("logits", "ood"), spec=spec, batch=batch))
+    return Scores(*run_squares(graph, squares, ("logits", "ood"), spec=spec))
 
 
 def run_squares(

@@ -1,7 +1,9 @@
 """Fit the final linear heads on embeddings."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -65,9 +67,25 @@ class Embedded:
 
 
 def embed_examples(
-    net: HilumNet | ReadOut, examples: Sequence[Example], *, spec: InputSpec, bf16: bool, batch: int = 32
+    net: HilumNet | ReadOut,
+    examples: Sequence[Example],
+    *,
+    spec: InputSpec,
+    bf16: bool,
+    kept: Path | None = None,
+    batch: int = 32,
 ) -> Embedded:
-    """What the encoder says of the examples, in their order; in bf16 where it was trained so."""
+    """What the encoder says of the examples, in their order; in bf16 where it was trained so.
+
+    With `kept`, a file, it is written there, and read when a run that was stopped asks the same again.
+    """
+    digest = hashlib.sha256(repr((spec, bf16, [e.key() for e in examples])).encode())
+    for tensor in net.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    if kept is not None and kept.is_file():
+        with np.load(kept) as stored:
+            if stored["digest"].item() == digest.hexdigest():
+                return Embedded(stored["mean"], stored["parts"])
     squares = load_squares(examples, spec=spec)
     means, parts = [], []
     with torch.inference_mode(), in_bf16(torch.device("cpu"), wanted=bf16):
@@ -78,7 +96,12 @@ def embed_examples(
             tokens = net.unit_features(torch.from_numpy(images)).float()
             means.append(tokens.mean(dim=1).numpy())
             parts.append(parts_of(tokens).numpy())
-    return Embedded(np.concatenate(means), np.concatenate(parts))
+    found = Embedded(np.concatenate(means), np.concatenate(parts))
+    if kept is not None:
+        part = kept.with_suffix(".part.npz")
+        np.savez(part, mean=found.mean, parts=found.parts, digest=np.array(digest.hexdigest()))
+        part.replace(kept)
+    return found
 
 
 def fit_heads(

@@ -1,6 +1,5 @@
 """One command from images to a model that can be served: train, fit heads, export, calibrate, evaluate."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,10 +19,10 @@ from vision_model.errors import SourceInvalid
 from vision_model.evaluation.served import Evaluation
 from vision_model.export import ServedNet, export, round_to_fp16
 from vision_model.knowledge import knowledge
-from vision_model.manifest import GRAPH_NAME, InputSpec
+from vision_model.manifest import GRAPH_NAME
 from vision_model.net import PATCH, ReadOut, Untrained
 from vision_model.preprocess import normalise
-from vision_model.pretrain.heads import Embedded, embed_examples, fit_heads
+from vision_model.pretrain.heads import embed_examples, fit_heads
 from vision_model.pretrain.initial import at_size, initial_state
 from vision_model.pretrain.loop import train
 from vision_model.pretrain.objective import concept_targets, read_prompts
@@ -79,7 +78,7 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
     spec = recipe.input_spec(size=recipe.stages[-1].size, windows=what.windows)
     (train_embedded, train_targets), (val_embedded, val_targets) = (
         (
-            _embedded(net, by_split[split], spec=spec, bf16=recipe.bf16, kept=out / f"embedded-{split}.npz"),
+            embed_examples(net, by_split[split], spec=spec, bf16=recipe.bf16, kept=out / f"embedded-{split}.npz"),
             targets(by_split[split], what),
         )
         for split in ("train", "val")
@@ -138,22 +137,6 @@ def _untrained(recipe: Recipe, *, cache: Path) -> Untrained:
         state = at_size(state, grid=view // PATCH)
         net.encoder.load_state_dict({name: state[name] for name in net.encoder.state_dict()})
     return net
-
-
-def _embedded(net: ReadOut, examples: Sequence[Example], *, spec: InputSpec, bf16: bool, kept: Path) -> Embedded:
-    """What the encoders say of the examples; read from `kept` where a run that was stopped had come so far."""
-    digest = hashlib.sha256(repr([e.key() for e in examples]).encode())
-    for tensor in net.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
-    if kept.is_file():
-        with np.load(kept) as stored:
-            if stored["digest"].item() == digest.hexdigest():
-                return Embedded(stored["mean"], stored["parts"])
-    found = embed_examples(net, examples, spec=spec, bf16=bf16)
-    part = kept.with_suffix(".part.npz")
-    np.savez(part, mean=found.mean, parts=found.parts, digest=np.array(digest.hexdigest()))
-    part.replace(kept)
-    return found
 
 
 def learnable(whole: Curriculum, examples: Sequence[Example]) -> tuple[Curriculum, list[Example]]:
