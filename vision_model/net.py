@@ -133,6 +133,18 @@ class HilumNet(nn.Module):
         return groups
 
 
+class PerChannel(nn.Module):
+    """One factor for each channel, before the second layer of an MLP: see `quantise.smooth`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) -> the same."""
+        return x * self.weight
+
+
 class Untrained(nn.Module):
     """The first blocks of the initial weights on a smaller view of the image: what no training has moved.
 
@@ -176,6 +188,11 @@ class ReadOut(nn.Module):
     def __init__(self, encoder: nn.Module, untrained: Untrained) -> None:
         super().__init__()
         self.encoder, self.untrained = encoder, untrained
+
+    def blocks(self) -> list[tuple[int, Any]]:
+        """The blocks of both encoders, timm's own class, each with its number in its encoder."""
+        encoders: tuple[Any, ...] = (self.encoder, self.untrained.encoder)
+        return [numbered for encoder in encoders for numbered in enumerate(encoder.blocks)]
 
     def unit_features(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> patch tokens (B, T, EMBEDDING_SIZE), scaled as `HilumNet.unit_features` are."""

@@ -1,14 +1,16 @@
 """Make the 8-bit graph that answers on a CPU, beside the float graph of the same weights; refuse it where it is worse.
 
 Weights are whole numbers in -127..127 with one scale for each output (Jacob et al. 2018, arXiv 1712.05877). The int8
-graph scales each activation by its own largest value when it meets it, so it needs no calibration images; heads, the
-out-of-distribution reference and attention stay in fp32, so an explanation still sums to its logit. The float graph
-turns the same weights to fp32 when its session starts: it is what torch computes, and what a GPU runs.
+graph scales each activation by its own largest value when it meets it; training images say beforehand only how its
+channels differ, which `smooth` evens out. Heads, the out-of-distribution reference and attention stay in fp32, so an
+explanation still sums to its logit. The float graph turns the same weights to fp32 when its session starts: it is what
+torch computes, and what a GPU runs.
 """
 
 import logging
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -17,12 +19,13 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from vision_model.errors import GraphInvalid, QuantisationFailed
 from vision_model.evaluation.intervals import auroc
 from vision_model.graph import PRECISION_KEY, Graph
 from vision_model.manifest import FLOAT_GRAPH_NAME, GRAPH_NAME, WEIGHTS_NAME, GraphSpec, Precision, file_sha256
+from vision_model.net import PerChannel, ReadOut
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,44 @@ SUM_TOLERANCE = 1e-4
 AUROC_LOSS = 0.002
 FLIPS = 0.05  # share of images whose most probable label may differ; those are near ties
 RESAMPLES = 200
+MIGRATED = 0.7  # SmoothQuant's alpha: 1 would leave all channels of an activation alike
+LEAST = 1e-5  # of a weight; a channel that is not read stays finite
+
+
+@torch.no_grad()
+def smooth(net: ReadOut, images: Tensor) -> None:
+    """Move most of what an activation's channels differ in into the weights that read them.
+
+    An int8 activation has one scale for all its channels, a weight one for each output: a channel eight times larger
+    than the others costs them three of their eight bits. What stands before a linear layer divides the channel and the
+    layer multiplies it back, so the net computes what it did (SmoothQuant, Xiao et al. 2023, arXiv 2211.10438). The
+    largest magnitudes are those of `images` (B, 3, S, S), prepared training images of all kinds; a channel that is
+    quiet in them is not raised, for another image may wake it. Call it before anything is rounded.
+    """
+    places = []
+    for number, block in net.blocks():
+        block.mlp.norm = PerChannel(block.mlp.fc2.in_features)
+        pairs = ((block.norm1, block.attn.qkv), (block.norm2, block.mlp.fc1), (block.mlp.norm, block.mlp.fc2))
+        places += [((number, i), before, layer) for i, (before, layer) in enumerate(pairs)]
+    # Of both encoders together: blocks that no training has moved stay equal, and are stored once.
+    largest: dict[tuple[int, int], Tensor] = {}
+
+    def watch(place: tuple[int, int], _: nn.Module, inputs: tuple[Tensor]) -> None:
+        found = inputs[0].abs().flatten(end_dim=-2).amax(dim=0)
+        largest[place] = torch.maximum(largest.get(place, found), found)
+
+    hooks = [layer.register_forward_pre_hook(partial(watch, place)) for place, _, layer in places]
+    for number in range(len(images)):
+        net.unit_features(images[number : number + 1])
+    for hook in hooks:
+        hook.remove()
+    for place, before, layer in places:
+        most, read = largest[place], layer.weight.abs().amax(dim=0)
+        factor = most.clamp(min=most.median()) ** MIGRATED / read.clamp(min=LEAST) ** (1 - MIGRATED)
+        factor /= factor.median()
+        for parameter in before.parameters():
+            parameter /= factor
+        layer.weight *= factor
 
 
 @torch.no_grad()

@@ -2,13 +2,17 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 import vision_model
 from tests.vision_model.tiny import tiny_model
@@ -29,6 +33,7 @@ from vision_model.manifest import (
     file_sha256,
     read_manifest,
 )
+from vision_model.net import ReadOut, Untrained, new_encoder
 from vision_model.quantise import (
     column_scale,
     compare_answers,
@@ -36,6 +41,7 @@ from vision_model.quantise import (
     on_grid,
     quantise,
     share_weights,
+    smooth,
     store_as_int8,
 )
 
@@ -233,6 +239,56 @@ def test_weights_that_were_not_rounded_are_refused(tmp_path: Path, images: NDArr
 def test_a_graph_that_states_no_precision_is_refused(tmp_path: Path, weight: NDArray[np.float32]) -> None:
     with pytest.raises(GraphInvalid, match="export the model again"):
         graph_files(export_tiny(tmp_path, weight=weight, precision=None))
+
+
+def channel_of_outliers(net: ReadOut) -> int:
+    """Make one channel of every normed token and of every hidden layer fifty times the others; returns which."""
+    for _, block in net.blocks():
+        for norm in (block.norm1, block.norm2):
+            norm.weight.data[7] *= 50
+        block.mlp.fc1.bias.data[7] += 20
+    return 7
+
+
+def inputs_of(net: ReadOut, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The largest magnitude of each channel that the first block's linear layers of each encoder read."""
+    found: dict[str, torch.Tensor] = {}
+
+    def watch(name: str, _: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        found[name] = inputs[0].abs().flatten(end_dim=-2).amax(dim=0)
+
+    hooks = [
+        layer.register_forward_pre_hook(partial(watch, name))
+        for name, layer in net.named_modules()
+        if name.endswith(("blocks.0.attn.qkv", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2"))
+    ]
+    with torch.inference_mode():
+        net.unit_features(images)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_smoothing_evens_out_channels_and_computes_the_same() -> None:
+    torch.manual_seed(0)
+    net = ReadOut(new_encoder(28), Untrained(size=28, view=14)).eval()
+    encoders: tuple[Any, Any] = (net.encoder, net.untrained.encoder)
+    encoders[1].blocks.load_state_dict(encoders[0].blocks[:8].state_dict())  # moved by no training
+    loud, images = channel_of_outliers(net), torch.randn(4, 3, 28, 28)
+    with torch.inference_mode():
+        expected = net.unit_features(images)
+    before = inputs_of(net, images)
+    smooth(net, images)
+    with torch.inference_mode():
+        assert torch.allclose(net.unit_features(images), expected, atol=1e-4)
+    after = inputs_of(net, images)
+    assert len(after) == 6
+    for name, most in after.items():
+        assert most[loud] / most.median() < 0.4 * before[name][loud] / before[name].median(), name
+        assert most.max() <= before[name].max() * 1.5, f"{name}: a quiet channel became a loud one"
+    trained = encoders[0].blocks.state_dict()
+    for name, value in encoders[1].blocks.state_dict().items():
+        assert torch.equal(value, trained[name]), f"{name}: equal blocks are stored once"
 
 
 def answers(n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from vision_model.adapt.adapter import Adapter, float_graph, float_model, product_of
 from vision_model.adapt.fit import STRENGTH, Examples, Indices, left_out, logistic
 from vision_model.errors import GraphInvalid, SupportInvalid
-from vision_model.net import TAPS, TOKEN_SCALE, ReadOut, Untrained, new_encoder, side_by_side
+from vision_model.net import TAPS, TOKEN_SCALE, PerChannel, ReadOut, Untrained, new_encoder, side_by_side
 from vision_model.runtime import Model
 
 logger = logging.getLogger(__name__)
@@ -173,6 +173,8 @@ def read_out_of(model: Model) -> ReadOut:
 
     size, view = model.manifest.input.size, len(value("net.untrained.shrink"))
     net = ReadOut(new_encoder(size), Untrained(size=size, view=view))
+    for _, block in net.blocks():
+        block.mlp.norm = PerChannel(block.mlp.fc2.in_features)
     state = {}
     for name, tensor in net.state_dict().items():
         owner, _, kind = name.rpartition(".")

@@ -19,7 +19,7 @@ from vision_model.errors import SourceInvalid
 from vision_model.evaluation.served import Evaluation
 from vision_model.export import ServedNet, export, round_to_fp16
 from vision_model.knowledge import knowledge
-from vision_model.manifest import GRAPH_NAME
+from vision_model.manifest import GRAPH_NAME, InputSpec
 from vision_model.net import PATCH, ReadOut, Untrained
 from vision_model.preprocess import normalise
 from vision_model.pretrain.heads import embed_examples, fit_heads
@@ -31,13 +31,15 @@ from vision_model.pretrain.publish import PARITY_IMAGES, publish, table
 from vision_model.pretrain.recipe import Recipe, read_recipe
 from vision_model.pretrain.reference import fit_reference
 from vision_model.pretrain.text_space import fit_projection, write_text_space
-from vision_model.quantise import round_to_int8
+from vision_model.quantise import round_to_int8, smooth
 from vision_model.runtime import MODELS, SHIPPED
 from vision_model.text import TextEncoder
 
 __all__ = ["learnable", "pretrain", "table"]
 
 logger = logging.getLogger(__name__)
+
+SMOOTHED_ON = 256  # training images whose activations say how channels differ
 
 
 def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: int = 1) -> Evaluation | None:
@@ -73,9 +75,11 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
     if not find_place().first:
         return None
     net = ReadOut(trained.encoder, _untrained(recipe, cache=out.parent / "cache")).eval()
+    spec = recipe.input_spec(size=recipe.stages[-1].size, windows=what.windows)
+    rng = np.random.default_rng(recipe.seed)
+    smooth(net, torch.from_numpy(_some_inputs(by_split["train"], SMOOTHED_ON, spec=spec, rng=rng)))
     round_to_fp16(net)
     round_to_int8(net)
-    spec = recipe.input_spec(size=recipe.stages[-1].size, windows=what.windows)
     (train_embedded, train_targets), (val_embedded, val_targets) = (
         (
             embed_examples(net, by_split[split], spec=spec, bf16=recipe.bf16, kept=out / f"embedded-{split}.npz"),
@@ -112,10 +116,8 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
     )
     write_text_space(folder, projection)
     graph = folder / GRAPH_NAME
-    rng = np.random.default_rng(recipe.seed)
-    chosen = [by_split["val"][i] for i in rng.permutation(len(by_split["val"]))[:PARITY_IMAGES]]
-    unit = load_squares(chosen, spec=spec).astype(np.float32) / np.float32(255)
-    differences = export(served, size=spec.size, path=graph, images=np.stack([normalise(s, spec=spec) for s in unit]))
+    chosen = _some_inputs(by_split["val"], PARITY_IMAGES, spec=spec, rng=rng)
+    differences = export(served, size=spec.size, path=graph, images=chosen)
     return publish(
         folder,
         fitted=fitted,
@@ -159,6 +161,15 @@ def learnable(whole: Curriculum, examples: Sequence[Example]) -> tuple[Curriculu
     for task in set(whole.tasks) - set(tasks):
         logger.warning("%s is not learnt: train or val lacks images of one of its labels", task.name)
     return replace(whole, routes=tuple(r for i, r in enumerate(whole.routes) if i in present), tasks=tasks), kept
+
+
+def _some_inputs(
+    examples: Sequence[Example], count: int, *, spec: InputSpec, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """`count` of the examples, or all if they are fewer, as the graph takes them: (N, 3, S, S)."""
+    chosen = [examples[i] for i in rng.permutation(len(examples))[:count]]
+    unit = load_squares(chosen, spec=spec).astype(np.float32) / np.float32(255)
+    return np.stack([normalise(square, spec=spec) for square in unit])
 
 
 def _by_split(examples: Sequence[Example]) -> dict[str, list[Example]]:
