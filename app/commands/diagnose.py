@@ -156,7 +156,7 @@ class _Printer:
             yield f"  {task.display}"
             for finding in answer.findings:
                 verdict = "" if finding.normal else "  POSITIVE" if finding.positive else "  negative"
-                threshold = "" if finding.normal else f"  threshold {finding.threshold:.2f}"
+                threshold = "" if finding.normal else f"  threshold {finding.threshold:.1%}"
                 yield f"    {finding.display:<40} {finding.probability:6.1%}{threshold}{verdict}"
             names = {label.name: label.display for label in task.labels}
             likely = ", ".join(names[label] for label in answer.prediction_set) or "none of the labels fits"

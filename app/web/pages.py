@@ -132,7 +132,7 @@ def _task_row(task: Task) -> tuple[str, ...]:
 
 
 def _operating_point(point: OperatingPoint) -> tuple[str, str, str]:
-    return f"{point.threshold:.2f}", f"{point.sensitivity:.2f}", f"{point.specificity:.2f}"
+    return f"{point.threshold:.1%}", f"{point.sensitivity:.2f}", f"{point.specificity:.2f}"
 
 
 def _sources(manifest: Manifest) -> str:

@@ -229,6 +229,27 @@ def test_the_browser_shows_the_same_grey_levels_as_the_server(visit: Visit) -> N
         assert shown == eight_bits(frame)[0].tolist()
 
 
+def test_a_probability_beside_a_threshold_near_certainty_can_be_told_from_it(visit: Visit) -> None:
+    shown = visit.page.evaluate(
+        """async (values) => {
+            const { percent } = await import("/hilum/elements.js");
+            return values.map(percent);
+        }""",
+        [0, 0.0004, 0.004, 0.125, 0.97, 0.9946, 0.9962, 0.99951, 1],
+    )
+    assert [text.replace("\u00a0", " ") for text in shown] == [
+        "0 %",
+        "< 0.1 %",
+        "0.4 %",
+        "13 %",
+        "97 %",
+        "99.5 %",
+        "99.6 %",
+        "> 99.9 %",
+        "100 %",
+    ]
+
+
 def tab_to(page: Page, name: str) -> None:
     """Press Tab until the control of this accessible name has the focus."""
     for _ in range(80):

@@ -49,9 +49,9 @@ export function number(value) {
   return size >= 100 || Number.isInteger(value) ? value.toFixed(0) : size >= 1 ? value.toFixed(1) : value.toPrecision(2);
 }
 
-// A probability in hundredths, never rounded up to certainty or down to none.
+// A probability in hundredths; near certainty in thousandths, where thresholds may lie, and never rounded up to it.
 export function percent(probability) {
-  if (probability > 0.995 && probability < 1) return "> 99\u00a0%";
-  if (probability > 0 && probability < 0.005) return "< 1\u00a0%";
-  return `${Math.round(probability * 100)}\u00a0%`;
+  const rest = Math.min(probability, 1 - probability);
+  if (rest > 0 && rest < 0.001) return probability < 0.5 ? "< 0.1\u00a0%" : "> 99.9\u00a0%";
+  return `${(probability * 100).toFixed(rest > 0 && rest < 0.01 ? 1 : 0)}\u00a0%`;
 }
