@@ -49,7 +49,7 @@ def smooth(net: ReadOut, images: Tensor) -> None:
     than the others costs them three of their eight bits. What stands before a linear layer divides the channel and the
     layer multiplies it back, so the net computes what it did (SmoothQuant, Xiao et al. 2023, arXiv 2211.10438). The
     largest magnitudes are those of `images` (B, 3, S, S), prepared training images of all kinds; a channel that is
-    quiet in them is not raised, for another image may wake it. Call it before anything is rounded.
+    quiet in them is not raised, for another image may wake it. Call it once, before anything is rounded.
     """
     places = []
     for number, block in net.blocks():
