@@ -23,7 +23,7 @@ WEIGHTS_NAME = "weights.bin"  # what the two of them share
 GOLDEN_NAME = "golden.npz"  # "images" (B, 3, S, S) and outputs of the graph for them, as the export computed them
 TEXT_GRAPH_NAME = "text.onnx"  # token_ids, mask (B, T) int64 -> embedding (B, 384), unit length
 TOKENIZER_NAME = "tokenizer.json"
-PROJECTION_NAME = "text.npz"  # weight (384, D), bias (384,), scale (), centres (R, 384): from embeddings to text space
+PROJECTION_NAME = "text.npz"  # weight (384, D), scale (), origins and centres (R, 384): from embeddings to text space
 SCHEMA_VERSION = 1
 
 # How a graph's large weights lie in the file and what it computes with: "int8" multiplies 8-bit integers and knows only

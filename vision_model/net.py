@@ -59,15 +59,6 @@ def side_by_side(patches: Tensor, prefix: Tensor) -> Tensor:
     return torch.cat([patches, prefix.expand_as(patches)], dim=-1)
 
 
-def tap_columns(width: int) -> dict[str, slice]:
-    """What may be read alone of an embedding (N, width): all of it, and each tap where it is made of taps."""
-    columns = {"all": slice(None)}
-    if width in {TRAINED_SIZE, EMBEDDING_SIZE}:
-        names = [*(f"block {tap + 1}" for tap in TAPS), f"block {UNTRAINED_TAP + 1}, untrained"]
-        columns |= {names[i]: slice(i * TAP_SIZE, (i + 1) * TAP_SIZE) for i in range(width // TAP_SIZE)}
-    return columns
-
-
 class HilumNet(nn.Module):
     """ViT-S/14 whose tokens of several blocks are normed and laid side by side; heads are linear on the patches' mean.
 

@@ -2,7 +2,8 @@
 
 An image's vector is a linear projection of its embedding, the mean of its patch tokens, so that its likeness to a text
 is exactly the sum of its patches' shares. Texts are centred by the mean text of the image's route: what all texts of a
-modality share says nothing about the image, and long descriptions would otherwise collapse into one another.
+modality share says nothing about the image, and long descriptions would otherwise collapse into one another. Images are
+centred by the route's mean image for the same reason: no word of a route is then likelier than another beforehand.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -34,16 +35,16 @@ class Projection:
     """From embeddings (D,) into text space, as pretraining fitted it."""
 
     weight: NDArray[np.float32]  # (384, D)
-    bias: NDArray[np.float32]  # (384,)
+    origins: NDArray[np.float32]  # (R, 384) where the mean image of each route comes to lie, in the manifest's order
     scale: float  # logits are this times the cosine
-    centres: NDArray[np.float32]  # (R, 384) mean text of each route, in the manifest's order
+    centres: NDArray[np.float32]  # (R, 384) mean text of each route
 
     def save(self, folder: Path) -> None:
         """Write text.npz."""
         np.savez(
             folder / PROJECTION_NAME,
             weight=self.weight,
-            bias=self.bias,
+            origins=self.origins,
             scale=np.float32(self.scale),
             centres=self.centres,
         )
@@ -57,9 +58,9 @@ class WordSpace:
     projection: Projection
     routes: tuple[str, ...]
 
-    def images(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Embeddings (N, D) -> (N, 384), each of unit length."""
-        return _unit(embeddings @ self.projection.weight.T + self.projection.bias)
+    def images(self, embeddings: NDArray[np.float32], *, route: str) -> NDArray[np.float32]:
+        """Embeddings (N, D) of one route -> (N, 384), centred by its mean image, each of unit length."""
+        return unit(embeddings @ self.projection.weight.T - self.projection.origins[self.route_index(route)])
 
     def classes(self, prompts: Mapping[str, Sequence[str]]) -> NDArray[np.float32]:
         """(C, 384) one unit vector a class: the mean of its prompts' unit vectors. Raises PromptsInvalid."""
@@ -68,11 +69,11 @@ class WordSpace:
                 raise PromptsInvalid(f"class {name!r} needs a list of one text or more, such as [{name!r}]")
         vectors = self.encoder.embed([text for texts in prompts.values() for text in texts])
         ends = np.cumsum([len(texts) for texts in prompts.values()])[:-1]
-        return _unit(np.array([part.mean(axis=0) for part in np.split(vectors, ends)], np.float32))
+        return unit(np.array([part.mean(axis=0) for part in np.split(vectors, ends)], np.float32))
 
     def directions(self, texts: NDArray[np.float32], *, route: str) -> NDArray[np.float32]:
         """Unit vectors (C, 384) of texts -> (C, 384), centred by the route's mean text and of unit length again."""
-        return _unit(texts - self.projection.centres[self.route_index(route)])
+        return unit(texts - self.projection.centres[self.route_index(route)])
 
     def logits(
         self, embeddings: NDArray[np.float32], prompts: Mapping[str, Sequence[str]], *, routes: Sequence[str]
@@ -84,20 +85,20 @@ class WordSpace:
         if len(prompts) < 2:
             raise PromptsInvalid("zero-shot answers choose between classes; name two or more")
         texts = self.classes(prompts)
-        vectors = self.images(embeddings)
-        logits = np.empty((len(vectors), len(texts)), np.float32)
+        logits = np.empty((len(embeddings), len(texts)), np.float32)
         for route in sorted(set(routes)):
             of_route = [i for i, name in enumerate(routes) if name == route]
-            logits[of_route] = vectors[of_route] @ self.directions(texts, route=route).T
+            logits[of_route] = self.images(embeddings[of_route], route=route) @ self.directions(texts, route=route).T
         return logits * np.float32(self.projection.scale)
 
     def likeness(self, tokens: NDArray[np.float32], text: NDArray[np.float32], *, route: str) -> QueryResult:
         """Patch tokens (T, D) of one image, and the unit vector (384,) of a text. Raises UnknownRoute."""
         direction = self.directions(text[None], route=route)[0].astype(np.float64)
-        weight, bias = self.projection.weight.astype(np.float64), self.projection.bias.astype(np.float64)
-        # The bias belongs to every patch alike, and the length of the image's vector divides all shares.
-        length = max(float(np.linalg.norm(weight @ tokens.mean(axis=0, dtype=np.float64) + bias)), LEAST_LENGTH)
-        shares = (tokens @ (direction @ weight) + direction @ bias) / (len(tokens) * length)
+        weight = self.projection.weight.astype(np.float64)
+        origin = self.projection.origins[self.route_index(route)].astype(np.float64)
+        # The origin belongs to every patch alike, and the length of the image's vector divides all shares.
+        length = max(float(np.linalg.norm(weight @ tokens.mean(axis=0, dtype=np.float64) - origin)), LEAST_LENGTH)
+        shares = (tokens @ (direction @ weight) - direction @ origin) / (len(tokens) * length)
         side = int(len(tokens) ** 0.5)
         return QueryResult(
             route=route, score=float(shares.sum()), relevance=shares.reshape(side, side).astype(np.float32)
@@ -120,14 +121,14 @@ def open_word_space(folder: Path, manifest: Manifest, *, threads: int = 0) -> Wo
         with np.load(folder / PROJECTION_NAME, allow_pickle=False) as arrays:
             projection = Projection(
                 weight=arrays["weight"],
-                bias=arrays["bias"],
+                origins=arrays["origins"],
                 scale=float(arrays["scale"]),
                 centres=arrays["centres"],
             )
     except (KeyError, ValueError, OSError) as exc:
         raise GraphInvalid(f"{PROJECTION_NAME} cannot be read: {exc}") from exc
-    shapes = (projection.weight.shape, projection.bias.shape, projection.centres.shape)
-    wanted = ((TEXT_SIZE, manifest.embedding_size), (TEXT_SIZE,), (len(manifest.routes), TEXT_SIZE))
+    shapes = (projection.weight.shape, projection.origins.shape, projection.centres.shape)
+    wanted = ((TEXT_SIZE, manifest.embedding_size), *[(len(manifest.routes), TEXT_SIZE)] * 2)
     if shapes != wanted:
         raise GraphInvalid(f"{PROJECTION_NAME} holds arrays of the shapes {shapes}, not {wanted}: export it again")
     return WordSpace(TextEncoder(folder, threads=threads), projection, tuple(r.name for r in manifest.routes))
@@ -170,7 +171,7 @@ def prompt_ablation(
     `labels` (N,) index the classes in the order of each set. The projection was fitted to centred texts, so "not
     centred" says what centring is worth when asking, not what it was worth in training.
     """
-    vectors = space.images(embeddings)
+    vectors = space.images(embeddings, route=route)
     found: dict[str, float] = {}
     for name, prompts in sets.items():
         texts = space.classes(prompts)
@@ -192,7 +193,8 @@ def _concept(pair: Pair, words: Knowledge) -> Concept:
     return concept
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors (..., D) brought to unit length; what has no direction stays at nothing."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    unit: NDArray[np.float32] = vectors / np.maximum(length, LEAST_LENGTH)
-    return unit
+    of_unit_length: NDArray[np.float32] = vectors / np.maximum(length, LEAST_LENGTH)
+    return of_unit_length

@@ -18,8 +18,10 @@ from vision_model.evaluation.encoders import Hog, Image8, Pixels
 from vision_model.evaluation.features import Change, features
 from vision_model.evaluation.few_shot import draw_supports, paired_difference, plain_regression
 from vision_model.evaluation.intervals import area, auroc, bootstrap_interval, interval_of
-from vision_model.evaluation.probes import Labelled, at_threshold, fit_probe
+from vision_model.evaluation.probes import STRENGTHS, UNCHOSEN, Labelled, at_threshold, fit_probe
 from vision_model.knowledge import knowledge
+from vision_model.pretrain.heads import WHOLE, fit_head
+from vision_model.runtime import softmax
 
 
 def labelled(
@@ -107,27 +109,34 @@ def test_a_difference_is_paired_by_draw_and_zero_against_itself(monkeypatch: pyt
     assert found == {"difference": 0.0, "interval": (0.0, 0.0)}
 
 
-def test_probe_chooses_the_part_of_the_embedding_that_val_prefers() -> None:
+def test_probe_takes_the_strength_that_val_prefers_and_learns_from_val_after() -> None:
     rng = np.random.default_rng(3)
-    train, val, test = (labelled(rng, n=n) for n in (200, 80, 80))
-    parts = {"noise": slice(2, 6), "signal": slice(0, 2)}
+    train, val, test = (labelled(rng, n=n, width=60, apart=1.5) for n in (60, 80, 80))
+    parts = (slice(0, 30), slice(30, 60))
     probe = fit_probe(train, val, parts=parts, labels=2)
-    assert probe.part == "signal"
-    assert auroc(probe.probabilities(test.x), test.y) > 0.95
+    areas = {}
+    for strength in STRENGTHS:
+        logits = fit_head(train.x, train.y, parts=parts, strength=strength).logits(val.x)
+        areas[strength] = auroc(softmax(logits), val.y)
+    assert probe.strength == max(areas, key=areas.__getitem__)
+    assert probe.val_auroc == pytest.approx(max(areas.values()))
+    assert auroc(probe.held_out, val.y) == probe.val_auroc
+    assert auroc(probe.probabilities(val.x), val.y) > auroc(probe.held_out, val.y)
+    assert auroc(probe.probabilities(test.x), test.y) > 0.8
 
 
 def test_probe_chooses_nothing_where_val_lacks_a_label() -> None:
     rng = np.random.default_rng(4)
     train, val = labelled(rng, n=100), labelled(rng, n=30)
-    probe = fit_probe(train, val.only(val.y == 0), parts={"all": slice(None), "first": slice(0, 1)}, labels=2)
-    assert (probe.part, probe.val_auroc) == ("all", None)
+    probe = fit_probe(train, val.only(val.y == 0), parts=WHOLE, labels=2)
+    assert (probe.strength, probe.val_auroc) == (UNCHOSEN, None)
 
 
 def test_rates_are_those_at_the_threshold_of_val(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intervals, "BOOTSTRAPS", 30)
     rng = np.random.default_rng(5)
     train, val, test = (labelled(rng, n=n) for n in (200, 100, 100))
-    probe = fit_probe(train, val, parts={"all": slice(None)}, labels=2)
+    probe = fit_probe(train, val, parts=WHOLE, labels=2)
     found = at_threshold(probe, val, test, rng=rng)
     said = probe.probabilities(test.x)[:, 1] >= found["threshold"]
     assert found["sensitivity"] == pytest.approx(said[test.y == 1].mean())
@@ -168,7 +177,7 @@ class Counting:
     """Pixels, and how many images it was asked for."""
 
     def __init__(self) -> None:
-        self.name, self.digest, self.parts = "counting", "0" * 64, {"all": slice(None)}
+        self.name, self.digest, self.parts = "counting", "0" * 64, WHOLE
         self.images = 0
 
     def embed(self, images: Sequence[Image8]) -> dict[str, NDArray[np.float32]]:

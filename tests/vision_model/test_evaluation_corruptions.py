@@ -8,6 +8,7 @@ from vision_model.evaluation import corruptions
 from vision_model.evaluation.corruptions import CORRUPTIONS, corruption_loss, spread_sample
 from vision_model.evaluation.encoders import Image8
 from vision_model.evaluation.probes import Labelled, fit_probe
+from vision_model.pretrain.heads import WHOLE
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_loss_is_the_area_that_damage_costs() -> None:
     x = rng.normal(size=(100, 2)).astype(np.float32)
     x[:, 0] += 6 * y
     data = Labelled(x, y, np.arange(100).astype(str))
-    probe = fit_probe(data, data, parts={"all": slice(None)}, labels=2)
+    probe = fit_probe(data, data, parts=WHOLE, labels=2)
     found = corruption_loss(probe, y, x, damaged={"none": x, "total": np.zeros_like(x)})
     assert found["losses"]["none"] == 0
     assert found["losses"]["total"] == pytest.approx(found["clean_auroc"] - 0.5)

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from vision_model.evaluation.encoders import Encoder, Image8
 from vision_model.evaluation.report import write_report
 from vision_model.evaluation.run import Measured, Settings, evaluate_model, no_baselines
 from vision_model.manifest import MANIFEST_NAME, InputSpec, read_manifest
+from vision_model.pretrain.heads import WHOLE
 
 PLOTS = ("roc", "few_shot", "reliability", "confusion", "coverage", "corruptions", "embedding")
 
@@ -32,7 +33,7 @@ class Columns:
 
     name: str
     digest: str = "c" * 64
-    parts: dict[str, slice] = field(default_factory=lambda: {"all": slice(None)})
+    parts: Sequence[slice] = WHOLE
 
     def embed(self, images: Sequence[Image8]) -> dict[str, NDArray[np.float32]]:
         """As Encoder."""

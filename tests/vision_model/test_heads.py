@@ -14,7 +14,7 @@ from vision_model.data.mixture import MASKED
 from vision_model.data.tasks import Curriculum, curriculum
 from vision_model.errors import SourceInvalid
 from vision_model.manifest import InputSpec
-from vision_model.net import EMBEDDING_SIZE, TAP_SIZE, TRAINED_SIZE, ReadOut, Untrained, new_encoder, tap_columns
+from vision_model.net import EMBEDDING_SIZE, TAP_SIZE, TRAINED_SIZE, ReadOut, Untrained, new_encoder
 from vision_model.pretrain.heads import FOLDS, CrossFitted, embed_examples, fit_heads
 from vision_model.runtime import softmax
 
@@ -44,15 +44,6 @@ def test_the_untrained_tap_ends_at_its_block_and_gives_the_images_patches() -> N
     with torch.inference_mode():
         tokens = tap(torch.randn(2, 3, 42, 42))
     assert tokens.shape == (2, 9, TAP_SIZE)
-
-
-@pytest.mark.parametrize(("width", "taps"), [(EMBEDDING_SIZE, 4), (TRAINED_SIZE, 3), (5, 0)])
-def test_an_embedding_of_taps_can_be_read_tap_by_tap(width: int, taps: int) -> None:
-    columns = tap_columns(width)
-    x = np.arange(width)
-    assert list(x[columns.pop("all")]) == list(x)
-    assert [c for part in columns.values() for c in x[part]] == list(range(width if taps else 0))
-    assert len(columns) == taps
 
 
 def _data(count: int, what: Curriculum, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

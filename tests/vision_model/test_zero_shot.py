@@ -43,10 +43,11 @@ def test_probabilities_are_the_softmax_of_scaled_cosines_with_centred_texts(
     model: Model, images: list[NDArray[np.generic]]
 ) -> None:
     projection, encoder = model.words.projection, model.words.encoder
-    centre = projection.centres[model.words.routes.index("DX-CHEST")]
+    route = model.words.routes.index("DX-CHEST")
+    centre, origin = projection.centres[route], projection.origins[route]
     expected = []
     for z in model.embed(images):
-        image = projection.weight @ z + projection.bias
+        image = projection.weight @ z - origin
         cosines = []
         for texts in CLASSES.values():
             mean = encoder.embed(texts).mean(axis=0)
@@ -92,7 +93,7 @@ def test_a_query_scores_the_cosine_and_its_map_sums_to_it(model: Model, images: 
     results = model.query(images, "dark lung", batch=2)
     words = model.words
     direction = words.directions(words.encoder.embed(["dark lung"]), route="DX-CHEST")[0]
-    expected = words.images(model.embed(images)) @ direction
+    expected = words.images(model.embed(images), route="DX-CHEST") @ direction
     grid = model.manifest.input.grid
     for result, cosine in zip(results, expected, strict=True):
         assert result.score == pytest.approx(float(cosine), abs=1e-5)
@@ -156,7 +157,7 @@ def test_a_text_file_that_was_changed_is_not_used(tmp_path: Path, images: list[N
 def test_a_projection_of_another_encoder_is_refused(tmp_path: Path, images: list[NDArray[np.generic]]) -> None:
     folder = with_words(tiny_model(tmp_path))
     zeros = np.zeros((TEXT_SIZE, 7), np.float32)
-    Projection(weight=zeros, bias=zeros[:, 0], scale=1.0, centres=zeros.T).save(folder)
+    Projection(weight=zeros, origins=zeros.T, scale=1.0, centres=zeros.T).save(folder)
     manifest = replace(read_manifest(folder), text=text_spec(folder))
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     with pytest.raises(GraphInvalid, match=r"\(384, 7\)"):
@@ -190,9 +191,8 @@ def test_a_class_may_name_its_concepts_itself() -> None:
 def test_the_ablation_finds_prompts_that_point_at_the_images(model: Model) -> None:
     words = model.words
     # Embeddings whose projections are the centred texts themselves: the right prompts must then be right always.
-    identity = Projection(
-        np.eye(TEXT_SIZE, dtype=np.float32), np.zeros(TEXT_SIZE, np.float32), 1.0, words.projection.centres
-    )
+    centres = words.projection.centres
+    identity = Projection(np.eye(TEXT_SIZE, dtype=np.float32), np.zeros_like(centres), 1.0, centres)
     space = WordSpace(words.encoder, identity, words.routes)
     good = {"bright": ["bright"], "dark": ["dark"]}
     swapped = {"bright": ["dark"], "dark": ["bright"]}

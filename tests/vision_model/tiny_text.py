@@ -28,7 +28,7 @@ def with_words(folder: Path) -> Path:
     manifest = read_manifest(folder)
     Projection(
         weight=rng.normal(size=(TEXT_SIZE, manifest.embedding_size)).astype(np.float32),
-        bias=rng.normal(size=TEXT_SIZE).astype(np.float32),
+        origins=rng.normal(size=(len(manifest.routes), TEXT_SIZE)).astype(np.float32),
         scale=SCALE,
         centres=0.03 * rng.normal(size=(len(manifest.routes), TEXT_SIZE)).astype(np.float32),
     ).save(folder)

@@ -25,8 +25,7 @@ from vision_model.evaluation.intervals import auroc
 from vision_model.evaluation.probes import fit_probe, select
 from vision_model.evaluation.zero_shot import HEADLINE, prompts
 from vision_model.knowledge import Knowledge, knowledge
-from vision_model.net import TRAINED_SIZE, tap_columns
-from vision_model.pretrain.heads import embed_examples
+from vision_model.pretrain.heads import WHOLE, embed_examples
 from vision_model.pretrain.loop import train
 from vision_model.pretrain.objective import concept_targets, read_prompts
 from vision_model.pretrain.recipe import Recipe, read_recipe
@@ -54,7 +53,7 @@ class Variant:
 class Measured:
     """Means over sources."""
 
-    probe_auroc: float  # learnt from: on val, part and strength chosen there for every variant alike
+    probe_auroc: float  # learnt from: on val, the strength chosen there for every variant alike
     ten_shot_auroc: float  # left out
     words_above_chance: float  # left out: balanced accuracy less chance, from words alone
 
@@ -132,7 +131,6 @@ def _measured(
             *((x[chosen], concepts[chosen]) for chosen in (~left_out & (splits == s) for s in ("train", "val"))),
             prompts=texts,
             routes=len(what.routes),
-            seed=recipe.seed,
         ),
         tuple(r.name for r in what.routes),
     )
@@ -142,7 +140,7 @@ def _measured(
         labels, count = benchmark.labels_of(shown, extra=extra), len(benchmark.labels)
         if benchmark.dataset not in recipe.left_out:
             of_split = [select(x, labels, groups, splits == s) for s in ("train", "val")]
-            fitted = fit_probe(*of_split, parts=tap_columns(TRAINED_SIZE), labels=count)
+            fitted = fit_probe(*of_split, parts=WHOLE, labels=count)
             if fitted.val_auroc is not None:
                 probe.append(fitted.val_auroc)
             continue

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from vision_model.errors import WeightsInvalid
 from vision_model.manifest import InputSpec
-from vision_model.net import TAPS, TOKEN_SCALE, TRAINED_SIZE, new_encoder, read_out, tap_columns, torchvision_shim
+from vision_model.net import EMBEDDING_SIZE, TAPS, TOKEN_SCALE, new_encoder, read_out, torchvision_shim
 from vision_model.preprocess import prepare, square
+from vision_model.pretrain.heads import HALVES, WHOLE
 from vision_model.pretrain.initial import WHEEL_SHA256, at_size, initial_weights
 from vision_model.pretrain.place import computes_bf16, in_bf16
 from vision_model.runtime import Model
@@ -50,8 +51,8 @@ class Encoder(Protocol):
         """Of everything that its vectors depend on."""
 
     @property
-    def parts(self) -> dict[str, slice]:
-        """Named parts of the vector that a probe may choose among."""
+    def parts(self) -> Sequence[slice]:
+        """Parts of the vector; a probe is the mean of one on each."""
 
     def embed(self, images: Sequence[Image8]) -> dict[str, NDArray[np.float32]]:
         """A batch of 8-bit RGB images -> "embedding" (B, D), and what else the encoder says of them."""
@@ -66,7 +67,7 @@ class Ours:
         self._model = model
         m = model.manifest
         self.digest = hashlib.sha256(f"{m.graph_sha256} {m.weights_sha256} {m.input}".encode()).hexdigest()
-        self.parts = tap_columns(model.manifest.embedding_size)
+        self.parts = HALVES if m.embedding_size == EMBEDDING_SIZE else WHOLE
 
     def embed(self, images: Sequence[Image8]) -> dict[str, NDArray[np.float32]]:
         """As Encoder; outputs embedding, logits and ood."""
@@ -79,6 +80,7 @@ class Initial:
     """The initial weights, frozen, read out as ours are: mean patch and class tokens of blocks 8, 10 and 12."""
 
     name = "initial weights"
+    parts = WHOLE
 
     def __init__(self, spec: InputSpec, *, cache: Path) -> None:
         self._spec = spec
@@ -87,7 +89,6 @@ class Initial:
         self.digest = hashlib.sha256(
             f"{WHEEL_SHA256} {spec.size} {TAPS} class token {_precision()}".encode()
         ).hexdigest()
-        self.parts = tap_columns(TRAINED_SIZE)
 
     def embed(self, images: Sequence[Image8]) -> dict[str, NDArray[np.float32]]:
         """As Encoder."""
@@ -105,6 +106,7 @@ class Efficientnet:
     """
 
     name = "EfficientNet-Lite2"
+    parts = WHOLE
 
     def __init__(self) -> None:
         try:
@@ -126,7 +128,6 @@ class Efficientnet:
         self._spec = InputSpec(
             size=LITE_SIZE, patch=1, mean=IMAGENET[0], std=IMAGENET[1], windows=(), percentiles=(0.5, 99.5)
         )
-        self.parts = {"pooled": slice(None)}
 
     def embed(self, images: Sequence[Image8]) -> dict[str, NDArray[np.float32]]:
         """As Encoder."""
@@ -141,16 +142,12 @@ class Hog:
     """Histograms of oriented gradients (Dalal & Triggs 2005): 9 directions, 8 px cells, of the grey 64 px square."""
 
     name: str = "HOG"
+    parts: Sequence[slice] = WHOLE
 
     @property
     def digest(self) -> str:
         """Depends on scikit-image alone."""
         return hashlib.sha256(f"hog {HOG_SIZE} {version('scikit-image')}".encode()).hexdigest()
-
-    @property
-    def parts(self) -> dict[str, slice]:
-        """All of it."""
-        return {"all": slice(None)}
 
     def embed(self, images: Sequence[Image8]) -> dict[str, NDArray[np.float32]]:
         """As Encoder."""
@@ -166,16 +163,12 @@ class Pixels:
     """The grey 28 px square itself."""
 
     name: str = "pixels"
+    parts: Sequence[slice] = WHOLE
 
     @property
     def digest(self) -> str:
         """Depends on nothing else."""
         return hashlib.sha256(f"pixels {PIXEL_SIZE}".encode()).hexdigest()
-
-    @property
-    def parts(self) -> dict[str, slice]:
-        """All of it."""
-        return {"all": slice(None)}
 
     def embed(self, images: Sequence[Image8]) -> dict[str, NDArray[np.float32]]:
         """As Encoder."""

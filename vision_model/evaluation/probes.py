@@ -1,4 +1,7 @@
-"""Linear probes: how much of a question a frozen encoder answers to logistic regression on all training images."""
+"""Linear probes: how much of a question a frozen encoder answers to logistic regression on all training images.
+
+They are fitted as the heads that serve are; only the strength is chosen, on `val`.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -7,16 +10,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 from vision_model.calibrate import operating_point
 from vision_model.data.mixture import MASKED
 from vision_model.evaluation.intervals import Interval, auroc, bootstrap_interval, interval_of
+from vision_model.pretrain.heads import Heads, fit_head
+from vision_model.runtime import softmax
 
 logger = logging.getLogger(__name__)
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C of features of unit deviation
-FIRST_STRENGTH = 1e-3  # with which the part of the embedding is chosen
+UNCHOSEN = 1e-2  # the strength where `val` is too small to choose one
 FEWEST = 3  # val images of a label that a choice may rest on
 ITERATIONS = 2000
 
@@ -39,54 +43,49 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe: standardisation, and logistic regression on one part of the embedding."""
+    """A probe fitted on `train` and `val`, and what chose its strength."""
 
-    part: str
-    columns: slice
-    strength: float
-    centre: NDArray[np.float32]
-    scale: NDArray[np.float32]
-    fitted: LogisticRegression
+    heads: Heads
+    shown: NDArray[np.int64]  # the labels that the rows of the heads stand for
     labels: int
-    val_auroc: float | None  # None where val was too small to choose by
+    strength: float
+    held_out: NDArray[np.float64]  # (M, C) probabilities of `val`, before it was learnt from
+    val_auroc: float | None  # theirs; None where `val` was too small to choose by
 
     def probabilities(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(N, D) embeddings -> (N, C); a label that training did not have keeps probability 0."""
-        found: NDArray[np.float64] = self.fitted.predict_proba((x[:, self.columns] - self.centre) / self.scale)
+        """(N, D) embeddings -> (N, C); a label that no image had keeps probability 0."""
         probabilities = np.zeros((len(x), self.labels))
-        probabilities[:, self.fitted.classes_] = found
+        probabilities[:, self.shown] = softmax(self.heads.logits(x))
         return probabilities
 
 
-def fit_probe(train: Labelled, val: Labelled, *, parts: dict[str, slice], labels: int) -> Probe:
-    """The probe whose part of the embedding, then whose strength, has the best AUROC on `val`.
+def fit_probe(train: Labelled, val: Labelled, *, parts: Sequence[slice], labels: int) -> Probe:
+    """The mean of a regression on each part, its strength that with the best AUROC on `val`, fitted on both then.
 
-    Where `val` has fewer than FEWEST images of a label it can choose nothing: all of the embedding and one strength.
+    Where `val` has fewer than FEWEST images of a label it can choose nothing, but is learnt from.
     """
+
     choosing = min(int((val.y == label).sum()) for label in range(labels)) >= FEWEST
 
-    def fitted(part: str, strength: float) -> Probe:
-        x = train.x[:, parts[part]]
-        centre, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
-        regression = LogisticRegression(C=strength, max_iter=ITERATIONS).fit((x - centre) / scale, train.y)
-        probe = Probe(part, parts[part], strength, centre, scale, regression, labels, val_auroc=None)
-        return replace(probe, val_auroc=auroc(probe.probabilities(val.x), val.y)) if choosing else probe
+    def fitted(strength: float) -> Probe:
+        heads = fit_head(train.x, train.y, parts=parts, strength=strength, iterations=ITERATIONS)
+        probe = Probe(heads, np.unique(train.y), labels, strength, np.empty((0, labels)), val_auroc=None)
+        held_out = probe.probabilities(val.x)
+        return replace(probe, held_out=held_out, val_auroc=auroc(held_out, val.y) if choosing else None)
 
-    if not choosing:
-        return fitted(next(iter(parts)), FIRST_STRENGTH)
-    best = max((fitted(part, FIRST_STRENGTH) for part in parts), key=_by_val)
-    others = [fitted(best.part, strength) for strength in STRENGTHS if strength != FIRST_STRENGTH]
-    # Equals are settled for the stronger regularisation.
-    return max([best, *others], key=lambda p: (_by_val(p), -p.strength))
+    tried = [fitted(strength) for strength in (STRENGTHS if choosing else (UNCHOSEN,))]
+    best = max(tried, key=lambda p: p.val_auroc or 0.0)  # equals are settled for the stronger regularisation
+    x, y = np.concatenate([train.x, val.x]), np.concatenate([train.y, val.y])
+    heads = fit_head(x, y, parts=parts, strength=best.strength, iterations=ITERATIONS)
+    return replace(best, heads=heads, shown=np.unique(y))
 
 
 def measure_probe(probe: Probe, test: Labelled, *, rng: np.random.Generator) -> dict[str, Any]:
-    """AUROC with its interval over groups, and what was chosen on `val`."""
+    """AUROC with its interval over groups, and the strength that was chosen on `val`."""
     p = probe.probabilities(test.x)
     return {
         "auroc": auroc(p, test.y),
         "auroc_interval": interval_of(lambda i: auroc(p[i], test.y[i]), test.groups, rng=rng),
-        "part": probe.part,
         "strength": probe.strength,
         "val_auroc": probe.val_auroc,
     }
@@ -94,7 +93,7 @@ def measure_probe(probe: Probe, test: Labelled, *, rng: np.random.Generator) -> 
 
 def at_threshold(probe: Probe, val: Labelled, test: Labelled, *, rng: np.random.Generator) -> dict[str, Any]:
     """Accuracy, sensitivity and specificity for label 1 of two, at the threshold that `val` chooses."""
-    threshold = operating_point(probe.probabilities(val.x)[:, 1], val.y == 1).threshold
+    threshold = operating_point(probe.held_out[:, 1], val.y == 1).threshold
     said, true = probe.probabilities(test.x)[:, 1] >= threshold, test.y == 1
 
     def rates(i: NDArray[np.int64]) -> tuple[float, ...]:
@@ -125,7 +124,3 @@ def class_counts(data: Labelled, names: Sequence[str]) -> dict[str, dict[str, in
         name: {"images": int((data.y == i).sum()), "groups": len(set(data.groups[data.y == i].tolist()))}
         for i, name in enumerate(names)
     }
-
-
-def _by_val(probe: Probe) -> float:
-    return probe.val_auroc or 0.0

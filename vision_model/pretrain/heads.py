@@ -22,7 +22,8 @@ from vision_model.preprocess import normalise
 from vision_model.pretrain.place import in_bf16
 from vision_model.pretrain.reference import parts_of
 
-# A head is the mean of two: what one reads, training has moved; what the other reads, it has not.
+WHOLE = (slice(None),)
+# What one half reads, training has moved; what the other reads, it has not.
 HALVES = (slice(0, TRAINED_SIZE), slice(TRAINED_SIZE, EMBEDDING_SIZE))
 FOLDS = 3  # of `val`
 SMALLEST_DEVIATION = 0.01  # of features of about unit size; less would be rounding, and a head would magnify it
@@ -130,10 +131,25 @@ def fit_heads(
     return CrossFitted(heads, tuple(without), fold)
 
 
+def fit_head(
+    x: NDArray[np.float32], y: NDArray[np.int64], *, parts: Sequence[slice], strength: float, iterations: int = 1000
+) -> Heads:
+    """The mean of a logistic regression on each part of standardised embeddings (N, D); a row for each label of y."""
+    centre, scale = x.mean(axis=0), np.maximum(x.std(axis=0), SMALLEST_DEVIATION)
+    standard = (x - centre) / scale
+    fitted = [LogisticRegression(C=strength, max_iter=iterations).fit(standard[:, part], y) for part in parts]
+    coefficients, intercept = _two_rows(
+        np.concatenate([part.coef_ for part in fitted], axis=1) / len(parts),
+        np.mean([part.intercept_ for part in fitted], axis=0),
+    )
+    weight = coefficients / scale
+    return Heads(weight.astype(np.float32), (intercept - weight @ centre).astype(np.float32))
+
+
 def _fitted(
     embeddings: NDArray[np.float32], targets: NDArray[np.int64], *, curriculum: Curriculum, strength: float
 ) -> Heads:
-    weights, biases = [], []
+    heads = []
     names = ["route", *(t.name for t in curriculum.tasks)]
     classes = [len(curriculum.routes), *(len(t.labels) for t in curriculum.tasks)]
     for column, (name, count) in enumerate(zip(names, classes, strict=True)):
@@ -141,16 +157,8 @@ def _fitted(
         x, y = embeddings[labelled], targets[labelled, column]
         if len(shown := np.unique(y)) != count:
             raise SourceInvalid(f"{name} has {count} labels and the train images show {len(shown)} of them")
-        centre, scale = x.mean(axis=0), np.maximum(x.std(axis=0), SMALLEST_DEVIATION)
-        standard = (x - centre) / scale
-        halves = [LogisticRegression(C=strength, max_iter=1000).fit(standard[:, columns], y) for columns in HALVES]
-        coefficients, intercept = _two_rows(
-            np.concatenate([half.coef_ for half in halves], axis=1) / len(HALVES),
-            np.mean([half.intercept_ for half in halves], axis=0),
-        )
-        weights.append(coefficients / scale)
-        biases.append(intercept - weights[-1] @ centre)
-    return Heads(np.concatenate(weights).astype(np.float32), np.concatenate(biases).astype(np.float32))
+        heads.append(fit_head(x, y, parts=HALVES, strength=strength))
+    return Heads(np.concatenate([h.weight for h in heads]), np.concatenate([h.bias for h in heads]))
 
 
 def _two_rows(

@@ -112,7 +112,6 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
         (val_embedded.mean, concepts("val")),
         prompts=prompts,
         routes=len(what.routes),
-        seed=recipe.seed,
     )
     write_text_space(folder, projection)
     graph = folder / GRAPH_NAME
