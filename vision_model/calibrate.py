@@ -8,6 +8,8 @@ from sklearn.metrics import roc_curve
 from vision_model.manifest import OperatingPoint
 from vision_model.runtime import softmax
 
+BINS = 15  # of confidence
+PERFECT_DRAWS = 1000
 RULE = (
     "the highest threshold whose balanced accuracy is within one standard error of the best, "
     "on val as it is and as other scanners and windows would have made it"
@@ -65,16 +67,21 @@ def conformal_quantile(probabilities: NDArray[np.float64], labels: NDArray[np.in
     return 1.0 if rank > len(scores) else float(scores[rank - 1])
 
 
-def expected_calibration_error(
-    probabilities: NDArray[np.float64], labels: NDArray[np.int64], *, bins: int = 15
-) -> float:
+def expected_calibration_error(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
     """Gap between confidence and accuracy of the most probable label, over equal-width bins (Naeini et al. 2015)."""
+    return _calibration_gap(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+
+
+def perfect_calibration_error(probabilities: NDArray[np.float64], *, rng: np.random.Generator) -> float:
+    """The error to expect on as many images if these probabilities were true: few images seem badly calibrated anyway.
+
+    The mean over PERFECT_DRAWS draws of which answers were right.
+    """
     confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [
-        abs(confidence[bin_of == b].mean() - correct[bin_of == b].mean()) * (bin_of == b).mean()
-        for b in range(bins)
-        if (bin_of == b).any()
-    ]
-    return float(sum(gaps))
+    draws = rng.random((PERFECT_DRAWS, len(confidence))) < confidence
+    return float(np.mean([_calibration_gap(confidence, correct) for correct in draws]))
+
+
+def _calibration_gap(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
+    bin_of = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    return float(np.abs(np.bincount(bin_of, weights=confidence - correct, minlength=BINS)).sum() / len(confidence))

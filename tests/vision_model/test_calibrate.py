@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision_model.calibrate import conformal_quantile, expected_calibration_error, operating_point, temperature
+from vision_model.calibrate import (
+    conformal_quantile,
+    expected_calibration_error,
+    operating_point,
+    perfect_calibration_error,
+    temperature,
+)
 from vision_model.runtime import softmax
 
 
@@ -60,3 +66,15 @@ def test_calibration_error_of_a_confident_coin_is_the_gap() -> None:
     probabilities = np.tile([0.9, 0.1], (100, 1))
     labels = np.array([0, 1] * 50)
     assert expected_calibration_error(probabilities, labels) == pytest.approx(0.4)
+
+
+def test_true_probabilities_show_the_error_of_chance_and_no_other() -> None:
+    rng = np.random.default_rng(7)
+    probabilities = rng.dirichlet((1, 1), 60)
+    errors = [
+        expected_calibration_error(probabilities, (rng.random(60) >= probabilities[:, 0]).astype(np.int64))
+        for _ in range(300)
+    ]
+    assert perfect_calibration_error(probabilities, rng=rng) == pytest.approx(np.mean(errors), abs=0.01)
+    many = rng.dirichlet((1, 1), 100_000)
+    assert perfect_calibration_error(many, rng=rng) < 0.01 < np.mean(errors)

@@ -7,7 +7,7 @@ from typing import Any
 
 from vision_model.errors import EvaluationInvalid
 from vision_model.evaluation import tables
-from vision_model.evaluation.goals import BASELINE
+from vision_model.evaluation.goals import BASELINE, ECE_MOST
 from vision_model.manifest import Manifest, Population
 
 LOW_SENSITIVITY = 0.7
@@ -102,6 +102,10 @@ def weaknesses(manifest: Manifest, report: dict[str, Any]) -> Iterator[str]:
                 f"{task['task']} is measured on {task['images']} images of {task['groups']} groups: AUROC "
                 f"{tables.with_interval(task['auroc'], task['auroc_interval'])}."
             )
+    few = [t for t in report["served"]["tasks"] if t["ece_if_perfect"] > ECE_MOST]
+    if few:
+        listed = ", ".join(f"{t['task']} {t['ece_after']:.3f} (true {t['ece_if_perfect']:.3f})" for t in few)
+        yield f"Too few images to show that probabilities are right: even true ones would miss the goal for {listed}."
     yield from _words(report)
     yield from _view(report)
 

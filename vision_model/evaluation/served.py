@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from vision_model.calibrate import expected_calibration_error
+from vision_model.calibrate import expected_calibration_error, perfect_calibration_error
 from vision_model.data.mixture import MASKED, targets
 from vision_model.data.sources import Example, load_squares
 from vision_model.data.tasks import Curriculum
@@ -62,6 +62,7 @@ class TaskEvaluation:
     argmax_accuracy: float
     ece_before: float
     ece_after: float
+    ece_if_perfect: float  # to expect on as many images if the probabilities after were true
     coverage: float
     mean_set_size: float
     empty_sets: float
@@ -205,6 +206,7 @@ def evaluate_task(
         argmax_accuracy=float((calibrated.argmax(axis=1) == labels).mean()),
         ece_before=expected_calibration_error(softmax(own), labels),
         ece_after=expected_calibration_error(calibrated, labels),
+        ece_if_perfect=perfect_calibration_error(calibrated, rng=rng.spawn(1)[0]),
         coverage=float(in_set[np.arange(len(labels)), labels].mean()),
         mean_set_size=float(in_set.sum(axis=1).mean()),
         empty_sets=float((in_set.sum(axis=1) == 0).mean()),
