@@ -16,6 +16,7 @@ from tests.vision_model.tiny_text import with_words
 from vision_model.errors import EvaluationInvalid, SourceInvalid
 from vision_model.evaluation.card import card, read_evaluation
 from vision_model.evaluation.encoders import Encoder, Image8
+from vision_model.evaluation.goals import PAPER_TASK
 from vision_model.evaluation.report import write_report
 from vision_model.evaluation.run import Measured, Settings, evaluate_model, no_baselines
 from vision_model.manifest import MANIFEST_NAME, InputSpec, read_manifest
@@ -119,6 +120,16 @@ def test_an_encoder_that_reads_the_place_of_the_bar_beats_chance_and_is_measured
     assert set(skin["few_shot"]["auroc"]["ours"]) == {"1", "5", "10", "16"}
 
 
+def test_the_papers_rates_are_those_of_the_head_that_answers(measured: Measured) -> None:
+    (child,) = [t for t in measured.report["served"]["tasks"] if t["task"] == PAPER_TASK]
+    found = {g["subject"].split()[0]: g["found"] for g in measured.report["goals"] if PAPER_TASK in g["subject"]}
+    sensitivity, specificity = child["sensitivity"]["pneumonia"], child["specificity"]["pneumonia"]
+    assert (found["sensitivity"], found["specificity"]) == (sensitivity, specificity)
+    counts = {n: c["images"] for n, c in measured.report["benchmarks"]["kermany_cxr"]["test"].items()}
+    right = sensitivity * counts["pneumonia"] + specificity * counts["normal"]
+    assert found["accuracy"] == pytest.approx(right / child["images"])
+
+
 def test_ours_is_also_measured_on_the_images_that_baselines_saw(measured: Measured) -> None:
     skin = measured.report["benchmarks"]["ham10000"]["probes"]
     assert {name: probe["train_images"] for name, probe in skin.items()} == {
@@ -136,6 +147,10 @@ def test_a_card_is_not_written_from_another_models_figures(measured: Measured, m
     path.write_text(json.dumps(other), encoding="utf-8")
     with pytest.raises(EvaluationInvalid, match="evaluate it anew"):
         read_evaluation(path, manifest)
+    path.write_text(json.dumps(measured.report), encoding="utf-8")
+    assert read_evaluation(path, manifest)["split"] == "test"
+    with pytest.raises(EvaluationInvalid, match="evaluate it anew"):
+        read_evaluation(path, replace(manifest, text=None))
     path.write_text("no json", encoding="utf-8")
     with pytest.raises(EvaluationInvalid, match=r"evaluation\.json"):
         read_evaluation(path, manifest)

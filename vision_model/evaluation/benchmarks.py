@@ -43,7 +43,6 @@ class Benchmark:
     extra: str | None  # the key in extra_labels.csv whose values are the labels
     floor: float | None
     goal: float | None
-    operating_point: bool  # report accuracy, sensitivity and specificity at a threshold chosen on `val`
     note: str
 
     def labels_of(self, examples: Sequence[Example], *, extra: dict[tuple[str, str], str]) -> NDArray[np.int64]:
@@ -122,7 +121,6 @@ def _benchmark(table: dict[str, Any], tasks: dict[str, TaskDefinition]) -> Bench
         extra=table.get("extra"),
         floor=table.get("floor"),
         goal=table.get("goal"),
-        operating_point=table.get("operating_point", False),
         note=table.get("note", ""),
     )
 

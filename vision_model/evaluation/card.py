@@ -30,14 +30,15 @@ def read_evaluation(path: Path, manifest: Manifest) -> dict[str, Any]:
     """The report of `hilum model evaluate`. Raises EvaluationInvalid when it is absent, or of another model."""
     try:
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        digest = report["model"]["graph_sha256"]
+        measured = report["model"]["graph_sha256"], report["model"]["projection_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise EvaluationInvalid(
             f"{path} is not an evaluation; name the evaluation.json that `hilum model evaluate --out` wrote"
         ) from exc
-    if digest != manifest.graph_sha256:
+    if measured != (manifest.graph_sha256, manifest.text and manifest.text.projection_sha256):
         raise EvaluationInvalid(
-            f"{path} measured the graph {digest[:16]}…, this model's is {manifest.graph_sha256[:16]}…: evaluate it anew"
+            f"{path} measured another graph than that of {manifest.name} {manifest.version}, or other words: "
+            "evaluate it anew"
         )
     return report
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vision_model.calibrate import operating_point
 from vision_model.data.mixture import MASKED
-from vision_model.evaluation.intervals import Interval, auroc, bootstrap_interval, interval_of
+from vision_model.evaluation.intervals import auroc, interval_of
 from vision_model.pretrain.heads import Heads, fit_head
 from vision_model.runtime import softmax
 
@@ -49,8 +48,7 @@ class Probe:
     shown: NDArray[np.int64]  # the labels that the rows of the heads stand for
     labels: int
     strength: float
-    held_out: NDArray[np.float64]  # (M, C) probabilities of `val`, before it was learnt from
-    val_auroc: float | None  # theirs; None where `val` was too small to choose by
+    val_auroc: float | None  # before `val` was learnt from; None where it was too small to choose by
 
     def probabilities(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
         """(N, D) embeddings -> (N, C); a label that no image had keeps probability 0."""
@@ -64,20 +62,19 @@ def fit_probe(train: Labelled, val: Labelled, *, parts: Sequence[slice], labels:
 
     Where `val` has fewer than FEWEST images of a label it can choose nothing, but is learnt from.
     """
-
     choosing = min(int((val.y == label).sum()) for label in range(labels)) >= FEWEST
 
-    def fitted(strength: float) -> Probe:
-        heads = fit_head(train.x, train.y, parts=parts, strength=strength, iterations=ITERATIONS)
-        probe = Probe(heads, np.unique(train.y), labels, strength, np.empty((0, labels)), val_auroc=None)
-        held_out = probe.probabilities(val.x)
-        return replace(probe, held_out=held_out, val_auroc=auroc(held_out, val.y) if choosing else None)
+    def fitted(x: NDArray[np.float32], y: NDArray[np.int64], strength: float) -> Probe:
+        heads = fit_head(x, y, parts=parts, strength=strength, iterations=ITERATIONS)
+        return Probe(heads, np.unique(y), labels, strength, val_auroc=None)
 
-    tried = [fitted(strength) for strength in (STRENGTHS if choosing else (UNCHOSEN,))]
-    best = max(tried, key=lambda p: p.val_auroc or 0.0)  # equals are settled for the stronger regularisation
-    x, y = np.concatenate([train.x, val.x]), np.concatenate([train.y, val.y])
-    heads = fit_head(x, y, parts=parts, strength=best.strength, iterations=ITERATIONS)
-    return replace(best, heads=heads, shown=np.unique(y))
+    def val_auroc(strength: float) -> float:
+        return auroc(fitted(train.x, train.y, strength).probabilities(val.x), val.y)
+
+    areas = {strength: val_auroc(strength) for strength in STRENGTHS} if choosing else {}
+    best = max(areas, key=areas.__getitem__) if choosing else UNCHOSEN  # of equals the stronger regularisation
+    probe = fitted(np.concatenate([train.x, val.x]), np.concatenate([train.y, val.y]), best)
+    return replace(probe, val_auroc=areas.get(best))
 
 
 def measure_probe(probe: Probe, test: Labelled, *, rng: np.random.Generator) -> dict[str, Any]:
@@ -89,25 +86,6 @@ def measure_probe(probe: Probe, test: Labelled, *, rng: np.random.Generator) -> 
         "strength": probe.strength,
         "val_auroc": probe.val_auroc,
     }
-
-
-def at_threshold(probe: Probe, val: Labelled, test: Labelled, *, rng: np.random.Generator) -> dict[str, Any]:
-    """Accuracy, sensitivity and specificity for label 1 of two, at the threshold that `val` chooses."""
-    threshold = operating_point(probe.held_out[:, 1], val.y == 1).threshold
-    said, true = probe.probabilities(test.x)[:, 1] >= threshold, test.y == 1
-
-    def rates(i: NDArray[np.int64]) -> tuple[float, ...]:
-        if not 0 < true[i].sum() < len(i):
-            raise ValueError("a label is absent")
-        return tuple(
-            float(r) for r in ((said[i] == true[i]).mean(), said[i][true[i]].mean(), (~said[i][~true[i]]).mean())
-        )
-
-    low, high = bootstrap_interval(rates, test.groups, rng=rng)
-    names = ("accuracy", "sensitivity", "specificity")
-    found = dict(zip(names, rates(np.arange(len(test))), strict=True))
-    intervals: dict[str, Interval] = dict(zip(names, zip(low, high, strict=True), strict=True))
-    return {"threshold": threshold, **found, "intervals": intervals}
 
 
 def select(

@@ -29,7 +29,6 @@ from vision_model.evaluation.few_shot import FewShotMethod, plain_regression
 from vision_model.evaluation.probes import (
     Labelled,
     Probe,
-    at_threshold,
     class_counts,
     fit_probe,
     measure_probe,
@@ -222,8 +221,6 @@ def _probes(
         )
         probe = fit_probe(train, val, parts=encoder.parts, labels=len(benchmark.labels))
         figures[name] = measure_probe(probe, test, rng=bench.rng()) | {"train_images": len(train)}
-        if benchmark.operating_point:
-            figures[name]["at_threshold"] = at_threshold(probe, val, test, rng=bench.rng())
         fitted[name] = probe
         scores[name] = probe.probabilities(test.x)
     return figures, fitted, scores
@@ -374,6 +371,7 @@ def _model_facts(model: Model) -> dict[str, Any]:
         "name": m.name,
         "version": m.version,
         "graph_sha256": m.graph_sha256,
+        "projection_sha256": m.text.projection_sha256 if m.text else None,
         "threshold_set": m.threshold_set,
         "precision": m.precision,
         "size": m.input.size,

@@ -57,6 +57,7 @@ class TaskEvaluation:
     auroc_interval: tuple[float, float]
     balanced_accuracy: float  # at the operating points; with several labels the mean over labels, one against the rest
     balanced_accuracy_interval: tuple[float, float]
+    accuracy: float  # share of images of which every label that is not normal is said or not said rightly
     sensitivity: dict[str, float]  # of each label that is not normal
     specificity: dict[str, float]
     argmax_accuracy: float
@@ -183,6 +184,7 @@ def evaluate_task(
     calibrated = softmax(own / task.temperature)
     thresholds = np.array([label.operating_point.threshold for label in task.labels])
     findings = [i for i, label in enumerate(task.labels) if not label.normal]
+    said, true = calibrated[:, findings] >= thresholds[findings], labels[:, None] == findings
     in_set = 1 - calibrated <= task.conformal_quantile
 
     def measured(chosen: NDArray[np.int64]) -> tuple[float, float]:
@@ -201,6 +203,7 @@ def evaluate_task(
         auroc_interval=(low[0], high[0]),
         balanced_accuracy=float(np.mean(balanced)),
         balanced_accuracy_interval=(low[1], high[1]),
+        accuracy=float((said == true).all(axis=1).mean()),
         sensitivity={task.labels[i].name: s for i, s in zip(findings, sensitivity, strict=True)},
         specificity={task.labels[i].name: s for i, s in zip(findings, specificity, strict=True)},
         argmax_accuracy=float((calibrated.argmax(axis=1) == labels).mean()),

@@ -41,7 +41,7 @@ def goals_table(report: dict[str, Any]) -> str:
 
 
 def probes_table(report: dict[str, Any]) -> str:
-    """AUROC of every encoder on every benchmark, and Kermany's operating point below."""
+    """AUROC of every encoder on every benchmark."""
     encoders = list(next(iter(report["benchmarks"].values()))["probes"])
     rows = []
     for name, entry in report["benchmarks"].items():
@@ -53,15 +53,6 @@ def probes_table(report: dict[str, Any]) -> str:
             f'\n\nBaselines, and "ours, same images", learnt from at most {most} training images of each source, '
             'labels taking turns; "ours" from all. The floor is the initial weights\' on all of them.'
         )
-    for name, entry in report["benchmarks"].items():
-        for encoder in encoders:
-            point = entry["probes"][encoder].get("at_threshold")
-            if point is not None:
-                rates = ", ".join(
-                    f"{m} {with_interval(point[m], point['intervals'][m])}"
-                    for m in ("accuracy", "sensitivity", "specificity")
-                )
-                text += f"\n\n{name}, {encoder}, threshold {point['threshold']:.3f} chosen on `val`: {rates}."
     return text
 
 
@@ -200,7 +191,7 @@ def served_table(report: dict[str, Any]) -> str:
 def operating_table(report: dict[str, Any]) -> str:
     """Sensitivity and specificity of each finding at its threshold."""
     rows = [
-        (t["task"], label, f"{sensitivity:.2f}", f"{t['specificity'][label]:.2f}")
+        (t["task"], label, f"{sensitivity:.3f}", f"{t['specificity'][label]:.3f}")
         for t in report["served"]["tasks"]
         for label, sensitivity in t["sensitivity"].items()
     ]
