@@ -11,7 +11,7 @@ run: .venv/.run ## install what serving needs and open the app on http://127.0.0
 	$(BIN)/hilum serve
 
 test: .venv/.test lint ## install everything, run the checks and all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.test ## format, lint, types, and the direction of imports
 	$(BIN)/ruff format --check .

@@ -235,7 +235,10 @@ def _keeper(folder: Path, arrived: Arrived) -> Callable[[evt.Event], int]:
     def keep_one(event: evt.Event) -> int:
         announced = str(event.request.AffectedSOPInstanceUID)  # type: ignore[union-attr]  # of a C-STORE, which this is
         if _config.STORE_RECV_CHUNKED_DATASET:  # set by a listener in this process
-            return _kept(_chunks(event.dataset_path), announced, folder, arrived)
+            try:
+                return _kept(_chunks(event.dataset_path), announced, folder, arrived)
+            finally:
+                event.dataset_path.unlink()  # pynetdicom does so for a listener, not for who asked with C-GET
         return _kept([event.encoded_dataset()], announced, folder, arrived)
 
     return keep_one

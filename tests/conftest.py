@@ -15,6 +15,11 @@ from app.db.session import sessions as open_sessions
 from tests import services
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Browsers and servers that are killed wait the longest: begun first, they do not keep one process busy last."""
+    items.sort(key=lambda item: "web" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[services.PostgreSQL]:
     """A PostgreSQL server for the whole run."""

@@ -64,7 +64,11 @@ def test_a_study_goes_there_is_found_and_comes_back(tmp_path: Path, capsys: pyte
     assert "Canary" not in said.err
 
 
-def test_priors_come_with_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("listened", [False, True])
+def test_priors_come_with_a_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, listened: bool
+) -> None:
+    monkeypatch.setattr("pynetdicom._config.STORE_RECV_CHUNKED_DATASET", listened)  # as a listener in the process does
     for study, day in ((83, "20240101"), (84, "20250101"), (85, "20260101")):
         film(tmp_path / str(study), study=study, StudyDate=day, PatientID="P-83")
     assert hilum("send", "pacs", *(tmp_path / str(study) for study in (83, 84, 85))) == 0
