@@ -105,8 +105,11 @@ def weaknesses(manifest: Manifest, report: dict[str, Any]) -> Iterator[str]:
             )
     few = [t for t in report["served"]["tasks"] if t["ece_if_perfect"] > ECE_MOST]
     if few:
-        listed = ", ".join(f"{t['task']} {t['ece_after']:.3f} (true {t['ece_if_perfect']:.3f})" for t in few)
-        yield f"Too few images to show that probabilities are right: even true ones would miss the goal for {listed}."
+        listed = "; ".join(f"{t['task']} {t['ece_after']:.3f}, {t['ece_if_perfect']:.3f} to expect" for t in few)
+        yield (
+            "Some tasks have too few images to show whether their probabilities are right: true ones, too, would show "
+            f"a calibration error beyond the goal: {listed}."
+        )
     yield from _words(report)
     yield from _view(report)
 
