@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.vision_model.evaluation_images import evaluation_images
 from vision_model.evaluation import ablations
 from vision_model.evaluation.ablations import ablate, table, variants
+from vision_model.evaluation.plots import curves
 from vision_model.knowledge import knowledge
 from vision_model.pretrain.heads import embed_examples
 from vision_model.pretrain.recipe import Recipe, read_recipe
@@ -27,6 +29,10 @@ def test_variants_differ_from_the_recipe_in_one_thing(recipe: Recipe) -> None:
     assert made["labels alone"].recipe == replace(recipe, text_weight=0.0)
     assert made["every block trained"].recipe == replace(recipe, frozen_blocks=0)
     assert made["initial weights"].recipe.stages[0].steps == 0
+    alone = made["self-distillation alone"].recipe
+    assert (alone.supervised_weight, alone.text_weight) == (0, 0)
+    assert alone.self_weight > 0
+    assert made["labels and words, three patches more a side"].recipe.stages[0].size == recipe.stages[0].size + 42
     names = made["labels, and names for words"].words
     assert all(concept.texts == (concept.display,) for concept in names)
     assert names["pneumonia"].sources == knowledge()["pneumonia"].sources
@@ -54,10 +60,15 @@ def test_every_variant_is_measured_without_a_look_at_test(
     assert not set(looked_at) & set(of_test)
     for measured in figures.values():
         assert 0 <= measured.probe_auroc <= 1
+        assert list(measured.block_aurocs) == ["block 8", "block 10", "block 12"]
+        assert all(0 <= area <= 1 for area in measured.block_aurocs.values())
         assert 0 <= measured.ten_shot_auroc <= 1
         assert -1 <= measured.words_above_chance <= 1
     assert not any(math.isnan(m.probe_auroc) for m in figures.values())
     assert table(figures).count("\n") == 4
+    curves({name: tmp_path / "out" / name.replace(" ", "-") / "metrics.csv" for name in figures}, tmp_path / "c.png")
+    with Image.open(tmp_path / "c.png") as drawn:
+        assert drawn.size[0] > 1000
     # What is measured is not measured again.
     monkeypatch.setattr(ablations, "train", lambda *_, **__: pytest.fail("trained again"))
     assert ablate(folder, tmp_path / "out", recipe=recipe) == figures

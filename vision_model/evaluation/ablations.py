@@ -22,9 +22,11 @@ from vision_model.data.tasks import Curriculum, curriculum
 from vision_model.evaluation.benchmarks import Benchmark, benchmarks, extra_labels
 from vision_model.evaluation.few_shot import draw_supports, few_shot, plain_regression
 from vision_model.evaluation.intervals import auroc
+from vision_model.evaluation.plots import curves
 from vision_model.evaluation.probes import fit_probe, select
 from vision_model.evaluation.zero_shot import HEADLINE, prompts
 from vision_model.knowledge import Knowledge, knowledge
+from vision_model.net import PATCH, TAP_SIZE, TAPS
 from vision_model.pretrain.heads import WHOLE, embed_examples
 from vision_model.pretrain.loop import train
 from vision_model.pretrain.objective import concept_targets, read_prompts
@@ -38,6 +40,8 @@ from vision_model.zero_shot import WordSpace, balanced_accuracy
 logger = logging.getLogger(__name__)
 
 SHOTS = 10
+WATCHED = 300  # images of val that the curves follow
+LOOKS = 6  # at them, in each run
 PROBED = 400  # training images of a source that a probe is fitted on
 
 
@@ -54,6 +58,7 @@ class Measured:
     """Means over sources."""
 
     probe_auroc: float  # learnt from: on val, the strength chosen there for every variant alike
+    block_aurocs: dict[str, float]  # the same, reading one block alone
     ten_shot_auroc: float  # left out
     words_above_chance: float  # left out: balanced accuracy less chance, from words alone
 
@@ -62,13 +67,18 @@ def variants(recipe: Recipe, words: Knowledge) -> dict[str, Variant]:
     """As the recipe has it, and with one thing changed."""
     (stage,) = recipe.stages
     names_alone = Knowledge({c.name: replace(c, synonyms=(), phrases=()) for c in words})
-    doubled = replace(stage, second_views=max(1, stage.batch // 4))
+    larger = replace(stage, size=stage.size + 3 * PATCH)
+    doubled, all_twice = (replace(stage, second_views=n) for n in (max(1, stage.batch // 4), stage.batch))
     return {
         "initial weights": Variant(replace(recipe, stages=(replace(stage, steps=0),)), words),
         "labels and words": Variant(recipe, words),
         "labels alone": Variant(replace(recipe, text_weight=0.0), words),
         "labels, and names for words": Variant(recipe, names_alone),
         "labels, words and self-distillation": Variant(replace(recipe, self_weight=0.5, stages=(doubled,)), words),
+        "self-distillation alone": Variant(
+            replace(recipe, supervised_weight=0.0, text_weight=0.0, self_weight=0.5, stages=(all_twice,)), words
+        ),
+        "labels and words, three patches more a side": Variant(replace(recipe, stages=(larger,)), words),
         "every block trained": Variant(replace(recipe, frozen_blocks=0), words),
     }
 
@@ -87,7 +97,7 @@ def ablate(data: Path, out: Path, *, recipe: Recipe) -> dict[str, Measured]:
     extra = extra_labels(data)
     figures = {}
     for name, variant in variants(recipe, knowledge()).items():
-        run = out / name.replace(" ", "-").replace(",", "")
+        run = _run(out, name)
         kept = run / "measured.json"
         if not kept.is_file():
             measured = _measured(variant, run, examples, what=what, asked=asked, extra=extra)
@@ -95,6 +105,10 @@ def ablate(data: Path, out: Path, *, recipe: Recipe) -> dict[str, Measured]:
         figures[name] = Measured(**json.loads(kept.read_text(encoding="utf-8")))
         logger.info("%s: %s", name, figures[name])
     return figures
+
+
+def _run(out: Path, name: str) -> Path:
+    return out / name.replace(" ", "-").replace(",", "")
 
 
 def _measured(
@@ -111,7 +125,7 @@ def _measured(
     learnt = [e for e in examples if e.dataset not in recipe.left_out]
     net = train(
         [e for e in learnt if e.split == "train"],
-        watched=[e for e in learnt if e.split == "val"],
+        watched=_spread([e for e in learnt if e.split == "val"], WATCHED),
         curriculum=what,
         knowledge=variant.words,
         prompts=texts,
@@ -135,14 +149,17 @@ def _measured(
         tuple(r.name for r in what.routes),
     )
     asked_half = _half(groups, recipe.seed)
-    probe, ten_shot, words = [], [], []
+    blocks = {f"block {tap + 1}": slice(i * TAP_SIZE, (i + 1) * TAP_SIZE) for i, tap in enumerate(TAPS)}
+    probes: dict[str, list[float]] = {name: [] for name in ("all", *blocks)}
+    ten_shot, words = [], []
     for benchmark in asked:
         labels, count = benchmark.labels_of(shown, extra=extra), len(benchmark.labels)
         if benchmark.dataset not in recipe.left_out:
-            of_split = [select(x, labels, groups, splits == s) for s in ("train", "val")]
-            fitted = fit_probe(*of_split, parts=WHOLE, labels=count)
-            if fitted.val_auroc is not None:
-                probe.append(fitted.val_auroc)
+            for name, part in {"all": WHOLE[0], **blocks}.items():
+                of_split = [select(x[:, part], labels, groups, splits == s) for s in ("train", "val")]
+                fitted = fit_probe(*of_split, parts=WHOLE, labels=count)
+                if fitted.val_auroc is not None:
+                    probes[name].append(fitted.val_auroc)
             continue
         support, query = (select(x, labels, groups, left_out & half) for half in (~asked_half, asked_half))
         if min(len(set(part.y.tolist())) for part in (support, query)) < count:
@@ -154,7 +171,17 @@ def _measured(
             query.x, prompts(benchmark, words=variant.words)[HEADLINE], routes=[benchmark.route] * len(query)
         )
         words.append(balanced_accuracy(said.argmax(axis=1), query.y) - 1 / count)
-    return Measured(*(float(np.mean(values)) if values else float("nan") for values in (probe, ten_shot, words)))
+    areas = {name: _mean(values) for name, values in probes.items()}
+    return Measured(areas.pop("all"), areas, _mean(ten_shot), _mean(words))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _spread(examples: Sequence[Example], most: int) -> list[Example]:
+    """At most that many of the examples, from all over."""
+    return [examples[i] for i in np.unique(np.linspace(0, len(examples) - 1, most).astype(int))]
 
 
 def _some(examples: Sequence[Example], seed: int) -> list[Example]:
@@ -177,14 +204,15 @@ def _half(groups: NDArray[np.str_], seed: int) -> NDArray[np.bool_]:
 
 def table(figures: dict[str, Measured]) -> str:
     """As Markdown."""
+    blocks = next(iter(figures.values())).block_aurocs
     rows = [
-        "| trained on | probe AUROC, learnt from (val) | 10-shot AUROC, left out | words less chance, left out |",
-        "|---|---|---|---|",
+        f"| trained on | probe AUROC, learnt from (val) | {' | '.join(f'{b} alone' for b in blocks)} "
+        "| 10-shot AUROC, left out | words less chance, left out |",
+        f"|---|---|{'---|' * len(blocks)}---|---|",
     ]
-    rows += [
-        f"| {name} | {m.probe_auroc:.3f} | {m.ten_shot_auroc:.3f} | {m.words_above_chance:+.3f} |"
-        for name, m in figures.items()
-    ]
+    for name, m in figures.items():
+        areas = " | ".join(f"{area:.3f}" for area in (m.probe_auroc, *m.block_aurocs.values()))
+        rows.append(f"| {name} | {areas} | {m.ten_shot_auroc:.3f} | {m.words_above_chance:+.3f} |")
     return "\n".join(rows) + "\n"
 
 
@@ -200,7 +228,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     recipe = read_recipe(args.recipe)
     stage = replace(recipe.stages[0], size=args.size, steps=args.steps, warm_up=max(1, args.steps // 10))
-    figures = ablate(args.data, args.out, recipe=replace(recipe, stages=(stage,)))
+    short = replace(recipe, stages=(stage,), watch_every=max(1, args.steps // LOOKS))
+    figures = ablate(args.data, args.out, recipe=short)
+    curves({name: _run(args.out, name) / "metrics.csv" for name in figures}, args.out / "curves.png")
     (args.out / "ablations.md").write_text(table(figures), encoding="utf-8")
     print(table(figures))  # noqa: T201  # what was asked for
 

@@ -1,6 +1,7 @@
 """Draw the report: ROC, reliability, confusion, coverage, few-shot curves, corruptions, and a map of the embedding."""
 
-from collections.abc import Iterator, Sequence
+import csv
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,25 @@ def plots(measured: Measured, *, manifest: Manifest, what: Curriculum, out: Path
     with figure("embedding", 2, columns=2, size=7) as panels:
         _map(panels, measured, what)
     return written
+
+
+def curves(records: Mapping[str, Path], out: Path) -> None:
+    """Draw what `metrics.csv` of several runs says: each term of the loss, and the loss on `val`, by step."""
+    terms = ("supervised", "text", "self", "val")
+    fig, axes = plt.subplots(1, len(terms), figsize=(4.2 * len(terms), 4.2), layout="tight")
+    for number, (name, path) in enumerate(records.items()):
+        with path.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+        for axis, term in zip(axes, terms, strict=True):
+            points = [(int(row["step"]), float(row[term])) for row in rows if row[term]]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=COLOURS[number], label=name, linewidth=1)
+    for axis, term in zip(axes, terms, strict=True):
+        axis.set(title=term, xlabel="step")
+    handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    axes[-1].legend(list(handles.values()), list(handles), fontsize=6)
+    fig.savefig(out, dpi=110)
+    plt.close(fig)
 
 
 def _served(measured: Measured, manifest: Manifest, what: Curriculum) -> Iterator[ServedTask]:

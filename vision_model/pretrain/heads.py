@@ -134,7 +134,10 @@ def fit_heads(
 def fit_head(
     x: NDArray[np.float32], y: NDArray[np.int64], *, parts: Sequence[slice], strength: float, iterations: int = 1000
 ) -> Heads:
-    """The mean of a logistic regression on each part of standardised embeddings (N, D); a row for each label of y."""
+    """The mean of a logistic regression on each part of standardised embeddings (N, D); a row for each label of y.
+
+    The parts, side by side, are the embedding.
+    """
     centre, scale = x.mean(axis=0), np.maximum(x.std(axis=0), SMALLEST_DEVIATION)
     standard = (x - centre) / scale
     fitted = [LogisticRegression(C=strength, max_iter=iterations).fit(standard[:, part], y) for part in parts]
