@@ -83,3 +83,11 @@ def test_images_that_no_word_names_teach_nothing(prompts: Prompts) -> None:
     nothing = np.full(4, MASKED)
     with pytest.raises(SourceInvalid, match=r"knowledge\.toml"):
         fit_projection((x, nothing), (x, nothing), prompts=prompts, routes=3)
+
+
+def test_one_concept_alone_gives_numbers(prompts: Prompts) -> None:
+    one = np.zeros(6, np.int64)
+    x = _images(one, np.random.default_rng(5))
+    found = fit_projection((x, one), (x, one), prompts=prompts, routes=3)
+    assert np.isfinite(found.weight).all()
+    assert np.isfinite(found.origins).all()

@@ -15,7 +15,7 @@ from vision_model.manifest import TEXT_GRAPH_NAME, TOKENIZER_NAME
 from vision_model.pretrain.heads import SMALLEST_DEVIATION
 from vision_model.pretrain.objective import Prompts
 from vision_model.runtime import MODELS, SHIPPED
-from vision_model.zero_shot import Projection, unit
+from vision_model.zero_shot import LEAST_LENGTH, Projection, unit
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _centres(
 
 
 def _length(vectors: NDArray[np.float32]) -> float:
-    return float(np.linalg.norm(vectors, axis=1).mean())
+    return max(float(np.linalg.norm(vectors, axis=1).mean()), LEAST_LENGTH)
 
 
 def _named(embeddings: NDArray[np.float32], concepts: NDArray[np.int64]) -> Aligned:
