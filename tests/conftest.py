@@ -16,8 +16,8 @@ from tests import services
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browsers and servers that are killed wait the longest: begun first, they do not keep one process busy last."""
-    items.sort(key=lambda item: "web" not in item.path.parts)
+    """What is long begins first, servers that are killed and a training: else one process is busy last, alone."""
+    items.sort(key=lambda item: not {"web", "vision_model"} & set(item.path.parts))
 
 
 @pytest.fixture(scope="session")
