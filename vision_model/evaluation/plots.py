@@ -30,6 +30,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#0
 MARKERS = "os^Dv<>Pp"
 BINS = 10
 MAP_IMAGES = 1500
+TERMS = ("supervised", "text", "self", "val")  # columns of metrics.csv
 
 
 @dataclass(frozen=True)
@@ -84,20 +85,20 @@ def plots(measured: Measured, *, manifest: Manifest, what: Curriculum, out: Path
 
 
 def curves(records: Mapping[str, Path], out: Path) -> None:
-    """Draw what `metrics.csv` of several runs says: each term of the loss, and the loss on `val`, by step."""
-    terms = ("supervised", "text", "self", "val")
-    fig, axes = plt.subplots(1, len(terms), figsize=(4.2 * len(terms), 4.2), layout="tight")
-    for number, (name, path) in enumerate(records.items()):
+    """Draw what `metrics.csv` of several runs says: each term of the loss that one has, and the loss on `val`."""
+    rows: dict[str, list[dict[str, str]]] = {}
+    for name, path in records.items():
         with path.open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
-        for axis, term in zip(axes, terms, strict=True):
-            points = [(int(row["step"]), float(row[term])) for row in rows if row[term]]
+            rows[name] = list(csv.DictReader(lines))
+    shown = [term for term in TERMS if any(row[term] for of_run in rows.values() for row in of_run)]
+    fig, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 4.2), squeeze=False, layout="tight")
+    for axis, term in zip(axes[0], shown, strict=True):
+        for colour, (name, of_run) in zip(COLOURS, rows.items(), strict=False):
+            points = [(int(row["step"]), float(row[term])) for row in of_run if row[term]]
             if points:
-                axis.plot(*zip(*points, strict=True), color=COLOURS[number], label=name, linewidth=1)
-    for axis, term in zip(axes, terms, strict=True):
+                axis.plot(*zip(*points, strict=True), color=colour, label=name, linewidth=1)
         axis.set(title=term, xlabel="step")
-    handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    axes[-1].legend(list(handles.values()), list(handles), fontsize=6)
+        axis.legend(fontsize=6)
     fig.savefig(out, dpi=110)
     plt.close(fig)
 
