@@ -3,7 +3,6 @@
 They are fitted as the heads that serve are; only the strength is chosen, on `val`.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,8 +14,6 @@ from vision_model.data.mixture import MASKED
 from vision_model.evaluation.intervals import auroc, interval_of
 from vision_model.pretrain.heads import Heads, fit_head
 from vision_model.runtime import softmax
-
-logger = logging.getLogger(__name__)
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C of features of unit deviation
 UNCHOSEN = 1e-2  # the strength where `val` is too small to choose one
