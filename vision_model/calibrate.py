@@ -10,10 +10,23 @@ from vision_model.runtime import softmax
 
 BINS = 15  # of confidence
 PERFECT_DRAWS = 1000
+TOO_EASY = 0.05  # share of `val` told wrongly; with less it says little of how sure to be where mistakes are made
 RULE = (
     "the highest threshold whose balanced accuracy is within one standard error of the best, "
     "on val as it is and as other scanners and windows would have made it"
 )
+
+
+def with_mistakes(
+    logits: NDArray[np.floating], all_views: NDArray[np.floating], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+    """What to calibrate on: (N, C) logits of `val` with their labels, or, where these are TOO_EASY, of all its views.
+
+    `all_views` (V·N, C) are `val` as it is and as other scanners would have made it, one whole round after another.
+    """
+    if np.mean(logits.argmax(axis=1) != labels) >= TOO_EASY:
+        return logits, labels
+    return all_views, np.tile(labels, len(all_views) // len(labels))
 
 
 def temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:

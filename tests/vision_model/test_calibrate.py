@@ -11,6 +11,7 @@ from vision_model.calibrate import (
     operating_point,
     perfect_calibration_error,
     temperature,
+    with_mistakes,
 )
 from vision_model.runtime import softmax
 
@@ -27,6 +28,16 @@ def test_a_few_images_that_are_told_apart_do_not_prove_certainty() -> None:
     labels = np.array([0, 1] * 10)
     confidence = softmax(logits / temperature(logits, labels)).max()
     assert confidence == pytest.approx(21 / 22, abs=1e-3)
+
+
+@pytest.mark.parametrize(("mistakes", "rounds"), [(0, 3), (4, 3), (5, 1), (50, 1)])
+def test_changed_views_are_calibrated_on_where_hardly_an_image_is_told_wrongly(mistakes: int, rounds: int) -> None:
+    labels = np.repeat([0, 1], 50)
+    logits = np.eye(2)[np.where(np.arange(100) < mistakes, 1 - labels, labels)]
+    views = np.concatenate([logits, np.full((200, 2), 0.5)])
+    shown, shown_labels = with_mistakes(logits, views, labels)
+    np.testing.assert_array_equal(shown, views[: 100 * rounds])
+    np.testing.assert_array_equal(shown_labels, np.tile(labels, rounds))
 
 
 def test_quantile_is_the_rank_that_the_theorem_names() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vision_model.calibrate import RULE, conformal_quantile, operating_point, temperature
+from vision_model.calibrate import RULE, conformal_quantile, operating_point, temperature, with_mistakes
 from vision_model.data.augment import Augmentation
 from vision_model.data.example import Example
 from vision_model.data.load import load_squares
@@ -166,20 +166,21 @@ def calibrated_manifest(
 ) -> Manifest:
     """A manifest with every task, calibrated on these `val` examples; test figures are zero until they are measured.
 
-    `other_scores` are those of `other_views` of the same images. Only the operating points look at them: a threshold
-    is carried to other scanners, while temperatures and prediction sets promise nothing beyond images like these.
+    `other_scores` are those of `other_views` of the same images. Operating points look at them, too: a threshold is
+    carried to other scanners, while temperatures and prediction sets promise nothing beyond images like these, unless
+    these are too easy (`with_mistakes`).
     """
     truth = targets(examples, what)
     tasks = []
     for i, task in enumerate(what.tasks):
         of_task = np.array([e.dataset == task.evaluate for e in examples]) & (truth[:, i + 1] != MASKED)
         first, labels = what.first_logit(task.name), truth[of_task, i + 1]
-        logits = scores.logits[of_task, first : first + len(task.labels)]
-        t = temperature(logits, labels)
-        probabilities = softmax(logits / t)
-        all_views = np.tile(of_task, VIEWS)
-        seen = softmax(np.concatenate([logits, other_scores.logits[all_views, first : first + len(task.labels)]]) / t)
-        seen_labels = np.tile(labels, 1 + VIEWS)
+        own = slice(first, first + len(task.labels))
+        logits = scores.logits[of_task, own]
+        all_views = np.concatenate([logits, other_scores.logits[np.tile(of_task, VIEWS), own]])
+        shown, shown_labels = with_mistakes(logits, all_views, labels)
+        t = temperature(shown, shown_labels)
+        seen, seen_labels = softmax(all_views / t), np.tile(labels, 1 + VIEWS)
         tasks.append(
             Task(
                 name=task.name,
@@ -199,7 +200,7 @@ def calibrated_manifest(
                 first_logit=first,
                 temperature=t,
                 conformal_alpha=CONFORMAL_ALPHA,
-                conformal_quantile=conformal_quantile(probabilities, labels, alpha=CONFORMAL_ALPHA),
+                conformal_quantile=conformal_quantile(softmax(shown / t), shown_labels, alpha=CONFORMAL_ALPHA),
                 ood_index=i,
                 ood_threshold=float(np.quantile(scores.ood[of_task, i], recipe.ood_quantile)),
                 sources=tuple(sorted({d for label in task.labels for d, _ in label.sources})),
