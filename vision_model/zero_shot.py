@@ -38,6 +38,7 @@ class Projection:
     origins: NDArray[np.float32]  # (R, 384) where the mean image of each route comes to lie, in the manifest's order
     scale: float  # logits are this times the cosine
     centres: NDArray[np.float32]  # (R, 384) mean text of each route
+    sharp: NDArray[np.floating]  # (384, D) the part of `weight` that knows what was shown: a head may lean on it alone
 
     def save(self, folder: Path) -> None:
         """Write text.npz."""
@@ -47,6 +48,7 @@ class Projection:
             origins=self.origins,
             scale=np.float32(self.scale),
             centres=self.centres,
+            sharp=self.sharp,
         )
 
 
@@ -124,11 +126,13 @@ def open_word_space(folder: Path, manifest: Manifest, *, threads: int = 0) -> Wo
                 origins=arrays["origins"],
                 scale=float(arrays["scale"]),
                 centres=arrays["centres"],
+                sharp=arrays["sharp"],
             )
     except (KeyError, ValueError, OSError) as exc:
         raise GraphInvalid(f"{PROJECTION_NAME} cannot be read: {exc}") from exc
-    shapes = (projection.weight.shape, projection.origins.shape, projection.centres.shape)
-    wanted = ((TEXT_SIZE, manifest.embedding_size), *[(len(manifest.routes), TEXT_SIZE)] * 2)
+    arrays_read = (projection.weight, projection.sharp, projection.origins, projection.centres)
+    shapes = tuple(array.shape for array in arrays_read)
+    wanted = (*[(TEXT_SIZE, manifest.embedding_size)] * 2, *[(len(manifest.routes), TEXT_SIZE)] * 2)
     if shapes != wanted:
         raise GraphInvalid(f"{PROJECTION_NAME} holds arrays of the shapes {shapes}, not {wanted}: export it again")
     return WordSpace(TextEncoder(folder, threads=threads), projection, tuple(r.name for r in manifest.routes))

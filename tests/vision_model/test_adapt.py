@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def clouds(n: int, *, classes: int, seed: int, width: int = 6, apart: float = 1.
 
 def examples(n: int, *, classes: int, seed: int, groups: NDArray[np.int64] | None = None) -> Examples:
     x, y = clouds(n, classes=classes, seed=seed)
-    return Examples(x.astype(np.float64), y, (np.arange(n) if groups is None else groups).astype(str), classes, None)
+    return Examples(x.astype(np.float64), y, (np.arange(n) if groups is None else groups).astype(str), classes)
 
 
 def pictures(n: int, *, seed: int) -> tuple[list[NDArray[np.generic]], list[str]]:
@@ -123,7 +124,7 @@ def test_an_unknown_label_is_not_explained(model: Model) -> None:
 @given(order=st.permutations(range(3)), seed=st.integers(0, 5))
 def test_naming_the_labels_otherwise_only_reorders_the_answers(order: list[int], seed: int) -> None:
     plain = examples(18, classes=3, seed=seed)
-    renamed = Examples(plain.x, np.array(order)[plain.y], plain.groups, 3, None)
+    renamed = Examples(plain.x, np.array(order)[plain.y], plain.groups, 3)
     one, other = (fit(e, method="logistic", seed=0).linear.logits(plain.x) for e in (plain, renamed))
     np.testing.assert_allclose(softmax(one), softmax(other)[:, order], atol=0.02)
 
@@ -165,7 +166,7 @@ def test_a_saved_head_gives_the_same_numbers(
 
 def test_a_head_is_a_small_file(tmp_path: Path) -> None:
     x, y = clouds(80, classes=8, seed=0, width=1152)
-    fitted = fit(Examples(x.astype(np.float64), y, np.arange(80).astype(str), 8, None), method="logistic", seed=0)
+    fitted = fit(Examples(x.astype(np.float64), y, np.arange(80).astype(str), 8), method="logistic", seed=0)
     head = vision_model.adapt.Head("0" * 64, tuple(range(8)), fitted.linear, fitted.conformal, fitted.support, {})
     head.save(tmp_path / "head")
     assert 10_000 < (tmp_path / "head").stat().st_size < 200_000
@@ -345,6 +346,30 @@ def test_directions_of_words_decide_where_one_image_a_label_cannot(model: Model)
         classifier.fit(x[support], truth[support], range(2), text=text)
         read += classifier.score(x[40:], truth[40:]) / 20
     assert read > plain + 0.02
+
+
+def test_validation_finds_the_map_by_which_words_are_right() -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    x = rng.normal(size=(40, 50))
+    x[:, 0] += np.where(y == 1, 1.5, -1.5)
+    right, other = np.zeros((2, 2, 50))
+    right[:, 0], other[:, 1] = (-1, 1), (-1, 1)
+    shown = Examples(x, y, np.arange(40).astype(str), 2)
+    blind, alone, chosen = (
+        float(fit(replace(shown, words=words), method="prototype", seed=0).about["log_loss"])
+        for words in ((other,), (right,), (other, right))
+    )
+    assert chosen == alone
+    assert alone < blind - 0.05
+
+
+@pytest.mark.parametrize("images", [1, 9])
+def test_words_count_as_one_image_of_a_label_where_nothing_can_be_left_out(model: Model, images: int) -> None:
+    x, y = clouds(2 * images, classes=2, seed=0, width=CHANNELS)
+    text: Text = {0: np.array([-1.0, 0, 0]), 1: np.array([1.0, 0, 0])}
+    classifier = FewShotClassifier(model).fit(x, y, groups=["one"] * len(y), text=text)
+    assert classifier.report_["text_share"] == pytest.approx(1 / (1 + images))
 
 
 def test_words_that_mislead_are_left_out_by_validation(model: Model) -> None:

@@ -116,7 +116,13 @@ def test_supports_name_training_images_alone(measured: Measured, data: Path) -> 
 def test_an_encoder_that_reads_the_place_of_the_bar_beats_chance_and_is_measured_like_ours(measured: Measured) -> None:
     skin = measured.report["benchmarks"]["ham10000"]
     assert skin["probes"]["EfficientNet-Lite2"]["auroc"] > 0.7
-    assert set(skin["few_shot"]["auroc"]) == {"ours", "initial weights", "EfficientNet-Lite2", "ours, auto"}
+    assert set(skin["few_shot"]["auroc"]) == {
+        "ours",
+        "initial weights",
+        "EfficientNet-Lite2",
+        "ours, auto",
+        "ours, auto, words",
+    }
     assert set(skin["few_shot"]["auroc"]["ours"]) == {"1", "5", "10", "16"}
 
 

@@ -157,7 +157,7 @@ def test_a_text_file_that_was_changed_is_not_used(tmp_path: Path, images: list[N
 def test_a_projection_of_another_encoder_is_refused(tmp_path: Path, images: list[NDArray[np.generic]]) -> None:
     folder = with_words(tiny_model(tmp_path))
     zeros = np.zeros((TEXT_SIZE, 7), np.float32)
-    Projection(weight=zeros, origins=zeros.T, scale=1.0, centres=zeros.T).save(folder)
+    Projection(weight=zeros, sharp=zeros, origins=zeros.T, scale=1.0, centres=zeros.T).save(folder)
     manifest = replace(read_manifest(folder), text=text_spec(folder))
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     with pytest.raises(GraphInvalid, match=r"\(384, 7\)"):
@@ -192,7 +192,8 @@ def test_the_ablation_finds_prompts_that_point_at_the_images(model: Model) -> No
     words = model.words
     # Embeddings whose projections are the centred texts themselves: the right prompts must then be right always.
     centres = words.projection.centres
-    identity = Projection(np.eye(TEXT_SIZE, dtype=np.float32), np.zeros_like(centres), 1.0, centres)
+    eye = np.eye(TEXT_SIZE, dtype=np.float32)
+    identity = Projection(weight=eye, sharp=eye, origins=np.zeros_like(centres), scale=1.0, centres=centres)
     space = WordSpace(words.encoder, identity, words.routes)
     good = {"bright": ["bright"], "dark": ["dark"]}
     swapped = {"bright": ["dark"], "dark": ["bright"]}

@@ -26,8 +26,10 @@ def with_words(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     onnx.save(_bag_of_words(rng.normal(size=(len(WORDS), TEXT_SIZE)).astype(np.float32)), folder / TEXT_GRAPH_NAME)
     manifest = read_manifest(folder)
+    weight = rng.normal(size=(TEXT_SIZE, manifest.embedding_size))
     Projection(
-        weight=rng.normal(size=(TEXT_SIZE, manifest.embedding_size)).astype(np.float32),
+        weight=weight.astype(np.float32),
+        sharp=weight.astype(np.float16),
         origins=rng.normal(size=(len(manifest.routes), TEXT_SIZE)).astype(np.float32),
         scale=SCALE,
         centres=0.03 * rng.normal(size=(len(manifest.routes), TEXT_SIZE)).astype(np.float32),

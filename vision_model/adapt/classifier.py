@@ -17,7 +17,7 @@ from vision_model.knowledge import knowledge
 from vision_model.manifest import InputSpec
 from vision_model.preprocess import ModelInput, prepare
 from vision_model.runtime import Model
-from vision_model.zero_shot import LEAST_LENGTH, open_word_space
+from vision_model.zero_shot import LEAST_LENGTH
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class FewShotClassifier:
                 "validation and prediction sets promise too much: pass groups="
             )
         method = self._chosen(y, classes=len(classes))
-        words = None if text is None else self._directions(text, [c.item() for c in classes])
+        words = () if text is None else self._directions(text, [c.item() for c in classes])
         adapter, embedder = None, self._embedder if self._embedder.model is self.model else _Embedder(self.model)
         if method == "lora":
             lora = needed("vision_model.adapt.lora", extra="train")
@@ -241,8 +241,8 @@ class FewShotClassifier:
             logger.info('with %s or more images of each label method="lora" may do better, in minutes', LORA_FROM)
         return "logistic"
 
-    def _directions(self, text: Text, labels: list[LabelValue]) -> NDArray[np.float64]:
-        """(C, D): where each label's words point in the embedding's space, less what all of them share."""
+    def _directions(self, text: Text, labels: list[LabelValue]) -> tuple[NDArray[np.float64], ...]:
+        """(C, D) by each map: where each label's words point in the embedding's space, less what all of them share."""
         if missing := [str(label) for label in labels if label not in text]:
             raise UnknownLabel(f"text has no words for {', '.join(missing)}; give some for every label")
         given = [text[label] for label in labels]
@@ -250,16 +250,16 @@ class FewShotClassifier:
             directions = _finite(np.stack([np.asarray(words, np.float64) for words in given]))
             if directions.shape != (len(labels), self.model.manifest.embedding_size):
                 raise SupportInvalid(f"directions of text have the shape {directions.shape[1:]}, not the embedding's")
-            return _apart(directions)
+            return (_apart(directions),)
         known = knowledge()
         prompts = {
             str(label): list(known[words].texts) if isinstance(words, str) else [str(phrase) for phrase in words]
             for label, words in zip(labels, given, strict=True)
         }
-        space = open_word_space(self.model.folder, self.model.manifest)
+        space = self.model.words
         texts = _apart(space.classes(prompts).astype(np.float64))
         texts /= np.maximum(np.linalg.norm(texts, axis=1, keepdims=True), LEAST_LENGTH)
-        return _apart(texts @ space.projection.weight)
+        return _apart(texts @ space.projection.weight), _apart(texts @ space.projection.sharp)
 
 
 class _Embedder:

@@ -25,8 +25,7 @@ About = dict[str, str | float]
 
 STRENGTHS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)  # inverse regularisation of features of about unit variance
 STRENGTH = 3e-3  # where nothing can be left out; the best on average over tasks of val
-SHARES = (0.0, 0.25, 0.5, 0.75)  # of the words' logits in the head's
-SHARE = 0.5  # where nothing can be left out: one image and its words count alike
+SHARES = (0.25, 0.5, 0.75)  # of the words' logits in the head's, beside none
 FOLDS = 5  # ten chose no better heads on val, and the file holds each fold's head
 SHRINKAGE = 0.5  # share of the mean variance in each dimension's: better than none or all of it on val
 PROTOTYPE_TEMPERATURE = 0.3  # where nothing can be left out
@@ -43,10 +42,15 @@ class Examples:
     y: Indices
     groups: NDArray[np.str_]
     classes: int
-    words: Embeddings | None  # (C, D) directions of each label's words in the embedding's space
+    words: Sequence[Embeddings] = ()  # (C, D) directions of each label's words in the embedding's space, map by map
 
     def __getitem__(self, chosen: Indices) -> "Examples":
         return replace(self, x=self.x[chosen], y=self.y[chosen], groups=self.groups[chosen])
+
+    @property
+    def fewest_images(self) -> int:
+        """Images of the label that has fewest."""
+        return int(np.bincount(self.y, minlength=self.classes).min())
 
     @property
     def fewest_groups(self) -> int:
@@ -56,10 +60,11 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to fit: prototypes (strength None) or logistic regression, with a share of the words."""
+    """One way to fit: prototypes (strength None) or logistic regression, with a share of the words by one map."""
 
     strength: float | None
-    share: float
+    share: float = 0.0
+    words: int = 0
 
     @property
     def about(self) -> About:
@@ -90,9 +95,7 @@ def fit(examples: Examples, *, method: str, seed: int) -> Fitted:
     gave 0.76 to 0.97, as few images must.
     """
     with threadpool_limits(limits=1):  # matrices this small lose more to waiting threads than they gain
-        candidates = _candidates(method, words=examples.words is not None)
         folds = list(left_out(examples, seed=seed))
-        linears = _linears(examples, candidates)
         support = reference(examples.x)
         counts: About = {"images": len(examples.y), "groups": len(set(examples.groups.tolist())), "folds": len(folds)}
         if not folds:
@@ -101,15 +104,17 @@ def fit(examples: Examples, *, method: str, seed: int) -> Fitted:
                 "not measured, and its prediction sets hold every label"
             )
             default = Candidate(
-                None if method == "prototype" else STRENGTH, SHARE if examples.words is not None else 0.0
-            )
-            linear = linears[candidates.index(default)].divided(PROTOTYPE_TEMPERATURE if method == "prototype" else 1.0)
-            return Fitted(linear, None, support, {**default.about, **counts})
+                None if method == "prototype" else STRENGTH, 1 / (1 + examples.fewest_images) if examples.words else 0.0
+            )  # an image of a label and its words count alike
+            (linear,) = _linears(examples, [default])
+            sureness = PROTOTYPE_TEMPERATURE if method == "prototype" else 1.0
+            return Fitted(linear.divided(sureness), None, support, {**default.about, **counts})
+        candidates = _candidates(method, maps=len(examples.words))
         of_fold = [_linears(examples[train], candidates) for train, _ in folds]
         best, sureness, about = _best(examples, candidates, of_fold, folds)
         heads = [heads[best].divided(sureness) for heads in of_fold]
         return Fitted(
-            linear=linears[best].divided(sureness),
+            linear=_linears(examples, candidates)[best].divided(sureness),
             conformal=_conformal(examples, folds, heads, kind="cv+"),
             support=replace(support, threshold=_usual_distance(examples, folds)),
             about={**about, **counts},
@@ -119,7 +124,7 @@ def fit(examples: Examples, *, method: str, seed: int) -> Fitted:
 def fit_once(examples: Examples, train: Indices, test: Indices) -> Fitted:
     """Logistic regression on `train`, chosen and calibrated on `test`: for an encoder that has itself seen `train`."""
     with threadpool_limits(limits=1):  # matrices this small lose more to waiting threads than they gain
-        candidates = _candidates("logistic", words=examples.words is not None)
+        candidates = _candidates("logistic", maps=len(examples.words))
         folds, linears = [(train, test)], _linears(examples[train], candidates)
         best, sureness, about = _best(examples, candidates, [linears], folds)
         linear = linears[best].divided(sureness)
@@ -181,16 +186,14 @@ def logistic(examples: Examples, strengths: Sequence[float]) -> list[Linear]:
     return linears
 
 
-def blended(linear: Linear, examples: Examples, share: float) -> Linear:
-    """The head with `share` of its logits from words, both brought to the head's spread over the examples.
+def blended(linear: Linear, examples: Examples, directions: Embeddings, share: float) -> Linear:
+    """The head with `share` of its logits from words (C, D), both brought to the head's spread over the examples.
 
     A softmax sees only differences between labels, so the spread is taken after the labels' mean is.
     """
-    if examples.words is None or share == 0:
-        return linear
     centre = examples.x.mean(axis=0)
     words = Linear(
-        examples.words.astype(np.float32), (-examples.words @ centre).astype(np.float32)
+        directions.astype(np.float32), (-directions @ centre).astype(np.float32)
     )  # what sets an image apart from the others, not what they share
     present = np.unique(examples.y)
     ratio = _spread(linear, examples.x, present) / _spread(words, examples.x, present)
@@ -274,9 +277,10 @@ def auroc(logits: NDArray[np.float64], y: Indices) -> float:
     return float(np.mean([roc_auc_score(y == c, p) for c, p in enumerate(probabilities.T) if (y == c).any()]))
 
 
-def _candidates(method: str, *, words: bool) -> list[Candidate]:
+def _candidates(method: str, *, maps: int) -> list[Candidate]:
     strengths: tuple[float | None, ...] = (None,) if method == "prototype" else STRENGTHS
-    return [Candidate(strength, share) for share in (SHARES if words else (0.0,)) for strength in strengths]
+    mixes = [(0.0, 0), *((share, words) for words in range(maps) for share in SHARES)]
+    return [Candidate(strength, *mix) for mix in mixes for strength in strengths]
 
 
 def _linears(examples: Examples, candidates: Sequence[Candidate]) -> list[Linear]:
@@ -285,7 +289,10 @@ def _linears(examples: Examples, candidates: Sequence[Candidate]) -> list[Linear
     plain: dict[float | None, Linear] = dict(zip(strengths, logistic(examples, strengths), strict=True))
     if len(strengths) < len({c.strength for c in candidates}):
         plain[None] = prototypes(examples)
-    return [blended(plain[c.strength], examples, c.share) for c in candidates]
+    return [
+        blended(plain[c.strength], examples, examples.words[c.words], c.share) if c.share else plain[c.strength]
+        for c in candidates
+    ]
 
 
 def _best(

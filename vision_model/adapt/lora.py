@@ -36,7 +36,7 @@ def parts(y: Indices, groups: NDArray[np.str_], *, seed: int) -> tuple[Indices, 
     sets rest on that fifth. Raises SupportInvalid where a label has one group only.
     """
     nothing = np.empty((len(y), 0))
-    for train, test in left_out(Examples(nothing, y, groups, int(y.max()) + 1, None), seed=seed):
+    for train, test in left_out(Examples(nothing, y, groups, int(y.max()) + 1), seed=seed):
         if len(set(y[train].tolist())) == len(set(y[test].tolist())) == int(y.max()) + 1:
             return train, test
     raise SupportInvalid('method "lora" leaves a fifth of the groups out, and each label needs some on both sides')
@@ -55,7 +55,7 @@ def fit(model: Model, inputs: NDArray[np.float32], y: Indices, *, seed: int) -> 
     classes = int(y.max()) + 1
     with torch.inference_mode():
         plain = torch.cat([tail(slice(i, i + BATCH)) for i in range(0, len(y), BATCH)]).numpy().astype(np.float64)
-    start = logistic(Examples(plain, y, np.arange(len(y)).astype(str), classes, None), (STRENGTH,))[0]
+    start = logistic(Examples(plain, y, np.arange(len(y)).astype(str), classes), (STRENGTH,))[0]
     head = nn.Linear(plain.shape[1], classes)
     head.weight.data, head.bias.data = torch.from_numpy(start.weight.copy()), torch.from_numpy(start.bias.copy())
     steps = EPOCHS * -(-len(y) // BATCH)

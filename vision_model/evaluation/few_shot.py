@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from vision_model.adapt import FewShotClassifier
+from vision_model.adapt.classifier import Text
 from vision_model.evaluation.intervals import FEWEST_GROUPS, auroc, bootstrap_interval
 from vision_model.evaluation.probes import Labelled
 from vision_model.runtime import Model
@@ -61,11 +62,12 @@ def plain_regression(support: Labelled, query: NDArray[np.float32]) -> NDArray[n
     return probabilities
 
 
-def auto_head(model: Model) -> FewShotMethod:
-    """What a researcher gets from `FewShotClassifier(model, method="auto")`, on embeddings."""
+def auto_head(model: Model, *, text: Text | None = None) -> FewShotMethod:
+    """What a researcher gets from `FewShotClassifier(model, method="auto")`, on embeddings; with each label's words."""
 
     def fitted(support: Labelled, query: NDArray[np.float32]) -> NDArray[np.float64]:
-        classifier = FewShotClassifier(model, method="auto").fit(support.x, support.y.tolist(), groups=support.groups)
+        classifier = FewShotClassifier(model, method="auto")
+        classifier.fit(support.x, support.y.tolist(), groups=support.groups, text=text)
         probabilities: NDArray[np.float64] = classifier.predict_proba(query)
         return probabilities
 

@@ -1,11 +1,13 @@
 """What was wanted, beside what was found: every goal is a row, computed from the report by rule."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 BASELINE, IMAGENET = "initial weights", "EfficientNet-Lite2"
+OURS_AUTO, OURS_WORDS = "ours, auto", "ours, auto, words"
 PAPER_TASK, PAPER_LABEL = "cxr-pneumonia-child", "pneumonia"
 PAPER = {"accuracy": 0.928, "sensitivity": 0.932, "specificity": 0.901}  # Kermany et al., Cell 2018
 ECE_MOST = 0.03
@@ -54,25 +56,29 @@ def _probes(report: dict[str, Any]) -> list[Goal]:
 
 def _few_shot(report: dict[str, Any]) -> list[Goal]:
     differences = ten_shot_differences(report)
-    behind = ten_shot_behind_probe(report)
-    mean = float(np.mean(list(differences.values()))) if differences else None
     worst = min(differences.values()) if differences else None
-    gap = float(np.mean(list(behind.values()))) if behind else None
     return [
-        _at_least("10-shot AUROC less the initial weights', mean over sources left out", mean, TEN_SHOT_MEAN_LEAST),
+        _at_least(
+            "10-shot AUROC less the initial weights', mean over sources left out",
+            _mean(differences.values()),
+            TEN_SHOT_MEAN_LEAST,
+        ),
         _at_least("10-shot AUROC less the initial weights', worst source left out", worst, TEN_SHOT_EACH_LEAST),
-        _at_most("full-data probe less 10-shot AUROC, mean in-domain", gap, TEN_SHOT_BEHIND_MOST),
+        *(
+            _at_most(
+                f"full-data probe less 10-shot AUROC{given}, mean in-domain",
+                _mean(ten_shot_behind_probe(report, method).values()),
+                TEN_SHOT_BEHIND_MOST,
+            )
+            for given, method in (("", OURS_AUTO), (" with the labels' words", OURS_WORDS))
+        ),
     ]
 
 
 def _zero_shot(report: dict[str, Any]) -> list[Goal]:
     above = [e["zero_shot"]["above_chance"] for e in _column(report, "left out").values() if "zero_shot" in e]
     return [
-        _at_least(
-            "zero-shot balanced accuracy above chance, mean over tasks left out",
-            float(np.mean(above)) if above else None,
-            ZERO_SHOT_LEAST,
-        ),
+        _at_least("zero-shot balanced accuracy above chance, mean over tasks left out", _mean(above), ZERO_SHOT_LEAST),
         _at_least("routing, share right of what is answered", report["served"]["routing_accuracy"], ROUTING_LEAST),
     ]
 
@@ -117,12 +123,17 @@ def ten_shot_differences(report: dict[str, Any]) -> dict[str, float]:
     return {dataset: float(np.mean(values)) for dataset, values in found.items()}
 
 
-def ten_shot_behind_probe(report: dict[str, Any]) -> dict[str, float]:
-    """In-domain benchmark -> full-data probe less ten-shot AUROC, both ours, the head as the model chooses it."""
+def ten_shot_behind_probe(report: dict[str, Any], method: str) -> dict[str, float]:
+    """In-domain benchmark -> full-data probe less ten-shot AUROC, both ours, the head fitted by `method`."""
     return {
-        name: entry["probes"]["ours"]["auroc"] - entry["few_shot"]["auroc"]["ours, auto"]["10"]["auroc"]
+        name: entry["probes"]["ours"]["auroc"] - entry["few_shot"]["auroc"][method]["10"]["auroc"]
         for name, entry in _column(report, "in-domain").items()
+        if method in entry["few_shot"]["auroc"]
     }
+
+
+def _mean(values: Collection[float]) -> float | None:
+    return float(np.mean(list(values))) if values else None
 
 
 def _column(report: dict[str, Any], column: str) -> dict[str, Any]:

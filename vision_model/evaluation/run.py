@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from vision_model.adapt.classifier import Text
 from vision_model.data.example import Example
 from vision_model.data.load import load_squares
 from vision_model.data.mixture import MASKED, targets
@@ -26,6 +27,7 @@ from vision_model.evaluation.encoders import Efficientnet, Encoder, Initial, bas
 from vision_model.evaluation.explanations import explanation_figures
 from vision_model.evaluation.features import Change, features
 from vision_model.evaluation.few_shot import FewShotMethod, plain_regression
+from vision_model.evaluation.goals import OURS_AUTO, OURS_WORDS
 from vision_model.evaluation.probes import (
     Labelled,
     Probe,
@@ -35,7 +37,7 @@ from vision_model.evaluation.probes import (
     select,
 )
 from vision_model.evaluation.served import Scores, evaluate, photographs
-from vision_model.evaluation.zero_shot import routing, zero_shot
+from vision_model.evaluation.zero_shot import HEADLINE, prompts, routing, zero_shot
 from vision_model.knowledge import knowledge
 from vision_model.manifest import InputSpec
 from vision_model.preprocess import normalise
@@ -46,7 +48,6 @@ __all__ = ["Measured", "Settings", "baselines", "evaluate_model", "no_baselines"
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("numpy", "scikit-learn", "onnxruntime", "torch", "timm", "pillow", "scikit-image")
-OURS_AUTO = "ours, auto"
 OURS_SHARED = "ours, same images"  # where baselines see fewer training images than there are
 
 
@@ -230,6 +231,10 @@ def _few_shot(bench: Bench, benchmark: Benchmark) -> tuple[dict[str, Any], dict[
     labels = len(benchmark.labels)
     methods: dict[str, tuple[str, FewShotMethod]] = {e.name: (e.name, plain_regression) for e in bench.encoders}
     methods[OURS_AUTO] = ("ours", few_shot.auto_head(bench.model))
+    if bench.model.manifest.text is not None:
+        texts = prompts(benchmark, words=knowledge())[HEADLINE]
+        text: Text = {i: texts[label.name] for i, label in enumerate(benchmark.labels)}
+        methods[OURS_WORDS] = ("ours", few_shot.auto_head(bench.model, text=text))
     train = bench.labelled(benchmark, "ours", "train", shared=True)
     drawn = few_shot.draw_supports(train.y, train.groups, labels=labels)
     curves: dict[str, Any] = {}
@@ -248,7 +253,7 @@ def _few_shot(bench: Bench, benchmark: Benchmark) -> tuple[dict[str, Any], dict[
     rng = bench.rng() if benchmark.dataset in bench.left_out else None
     differences = {
         f"{name} less {Initial.name}": few_shot.paired_difference(at_ten[name], at_ten[Initial.name], test, rng=rng)
-        for name in ("ours", OURS_AUTO)
+        for name in ("ours", OURS_AUTO, OURS_WORDS)
         if name in at_ten and Initial.name in at_ten
     }
     return {"auroc": curves, "ten_shot_differences": differences}, _support_lists(bench, benchmark, drawn)

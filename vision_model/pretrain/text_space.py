@@ -51,12 +51,14 @@ def fit_projection(train: Aligned, val: Aligned, *, prompts: Prompts, routes: in
     weighted = away * (weight / weight.sum())[:, None]
     broad = weighted.T @ texts[concept]
     sharp = np.linalg.solve(away.T @ weighted + RIDGE * np.eye(x.shape[1], dtype=np.float32), broad)
-    both = sharp / _length(away @ sharp) + BROAD * broad / _length(away @ broad)
+    sharp /= _length(away @ sharp)
+    both = sharp + BROAD * broad / _length(away @ broad)
     projection = Projection(
         weight=(both.T / deviation).astype(np.float32),
         origins=(origins @ both).astype(np.float32),
         scale=1.0,
         centres=centres,
+        sharp=(sharp.T / deviation).astype(np.float16),
     )
     alike = np.stack([unit(x_val @ projection.weight.T - origin) for origin in projection.origins])
     cosines = (alike[route[concept_val], np.arange(len(x_val))] @ texts.T).astype(np.float64)
