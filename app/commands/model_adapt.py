@@ -4,6 +4,7 @@ import argparse
 import csv
 import re
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from app.commands import progress
 from app.config import load
 from app.pictures import Origin, Unreadable, files, read
 from vision_model.adapt import FewShotClassifier
-from vision_model.adapt.classifier import METHODS
+from vision_model.adapt.classifier import METHODS, Text
 from vision_model.errors import SupportInvalid
 from vision_model.preprocess import ModelInput
 from vision_model.runtime import Model
@@ -51,6 +52,13 @@ def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         metavar="HOW",
         help="what tells which images are one patient's: 'folder' (the folder a file lies in), 'patient' (DICOM's "
         "Patient ID), 'name:REGEX' (its first group, or the match, in the file's name), or a column of the manifest",
+    )
+    adapt.add_argument(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help='a TOML file with the words of each label: label = ["phrase", ...], or label = "concept", a name in '
+        "knowledge.toml; the head takes from them what left-out images agree with",
     )
     adapt.add_argument("--split", help="with a manifest.csv: take only rows whose column `split` says this")
     adapt.add_argument("--seed", type=int, default=0, help="of the folds (default: %(default)s)")
@@ -89,7 +97,7 @@ class _Labelled:
 
 
 def _adapt(args: argparse.Namespace) -> int:
-    rows = _rows(args.data, groups_from=args.groups_from, split=args.split)
+    rows, text = _rows(args.data, groups_from=args.groups_from, split=args.split), _text(args.text)
     by_path = {row.path: row for row in rows}
     with _reading(args) as reading:
         model, pictures = reading.model, reading.pictures(by_path)
@@ -100,7 +108,7 @@ def _adapt(args: argparse.Namespace) -> int:
         labels = [by_path[origin.path].label for origin, _ in found]
         groups = _groups([origin for origin, _ in found], by_path, groups_from=args.groups_from)
         classifier = FewShotClassifier(model, method=args.method, seed=args.seed)
-        classifier.fit([image for _, image in found], labels, groups)
+        classifier.fit([image for _, image in found], labels, groups, text=text)
         classifier.save(args.out)
     print("\n".join(_told(classifier, labels, groups, out=args.out)))
     return 1 if reading.failures else 0
@@ -127,6 +135,22 @@ def _rows(data: Path, *, groups_from: str | None, split: str | None) -> list[_La
     if not rows:
         raise SupportInvalid(f"{data} holds neither a manifest.csv nor folders of images, one for each label")
     return rows
+
+
+def _text(path: Path | None) -> Text | None:
+    """What a file says of each label. Raises SupportInvalid."""
+    if path is None:
+        return None
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise SupportInvalid(f"--text {path} cannot be read as TOML: {exc}") from exc
+    words: dict[str | int, str | list[str]] = {}
+    for label, given in found.items():
+        if not isinstance(given, str) and not (isinstance(given, list) and all(isinstance(t, str) for t in given)):
+            raise SupportInvalid(f'--text {path}: {label} needs ["phrase", ...] or "concept"')
+        words[label] = given
+    return words
 
 
 def _groups(origins: Sequence[Origin], by_path: dict[Path, _Labelled], *, groups_from: str | None) -> list[str] | None:

@@ -11,9 +11,10 @@ from app.commands import model
 from app.pictures import files, picture
 from tests.app import films
 from tests.vision_model.tiny import tiny_model
+from tests.vision_model.tiny_text import with_words
 from vision_model import load
 from vision_model.adapt import FewShotClassifier
-from vision_model.errors import ImageInvalid, SupportInvalid
+from vision_model.errors import ImageInvalid, SupportInvalid, UnknownLabel
 
 LEVELS = {"dark": 60, "bright": 180}
 
@@ -79,6 +80,24 @@ def test_a_folder_for_each_label_becomes_a_head(
     head = FewShotClassifier.load(out, load(model_folder))
     pictures = [picture(path) for path in files([data])]
     assert head.predict(pictures).tolist() == ["bright"] * 6 + ["dark"] * 6
+
+
+def test_a_file_gives_each_label_its_words(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = with_words(tiny_model(tmp_path))
+    text = tmp_path / "labels.toml"
+    text.write_text('bright = ["bright", "a bright picture"]\ndark = "pneumonia"\n', encoding="utf-8")
+    words = ("adapt", "--data", data, "--out", tmp_path / "head", "--model", folder, "--text", text)
+    assert run(*words, "--groups-from", "name:^p(.)") == 0  # one group a label: nothing can be left out
+    assert "text_share 0.142857" in capsys.readouterr().out
+    text.write_text("bright = 1\n", encoding="utf-8")
+    with pytest.raises(SupportInvalid, match=r'bright needs \["phrase", \.\.\.\]'):
+        run(*words)
+    text.write_text("bright =\n", encoding="utf-8")
+    with pytest.raises(SupportInvalid, match=r"labels\.toml cannot be read as TOML"):
+        run(*words)
+    text.write_text('bright = ["bright"]\n', encoding="utf-8")
+    with pytest.raises(UnknownLabel, match="dark"):
+        run(*words)
 
 
 def test_a_manifest_names_labels_groups_and_split(

@@ -65,6 +65,9 @@ class FewShotClassifier:
         """Learn from N images and their labels; `text` gives each label's phrases, its concept's name in
         knowledge.toml, or a direction (D,).
 
+        The head takes from words what left-out images agree with; where none can be left out they count as one image
+        of a label.
+
         Raises SupportInvalid, ImageInvalid, UnknownLabel for text of labels that are not there, ExtraMissing without
         scikit-learn (or without torch for "lora"), and TextEncoderMissing for phrases where the model reads none.
         """
