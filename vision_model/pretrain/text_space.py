@@ -31,7 +31,8 @@ def fit_projection(train: Aligned, val: Aligned, *, prompts: Prompts, routes: in
 
     The sharp map is a ridge regression: it knows which features go with which words among the concepts it was shown,
     and hardly anything of others. The broad one is its limit of endless regularisation, the covariance of features and
-    words alone, which carries further to sources and words that were not shown. Both are wanted, so both are added;
+    words alone, which carries further to sources and words that were not shown. Both are wanted, so both are added, and
+    the sharp one is kept by itself, too, for heads whose labelled images tell whether it holds.
     RIDGE and BROAD were chosen with each source left out in turn. A concept counts by the square root of how often it
     is shown. A route without images is centred as the mean of the others. Raises SourceInvalid when `train` or `val`
     shows no concept.
