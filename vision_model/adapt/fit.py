@@ -90,9 +90,9 @@ class Fitted:
 def fit(examples: Examples, *, method: str, seed: int) -> Fitted:
     """Choose a candidate by the log loss of left-out images, fit it on all, and keep what its sets rest on.
 
-    The candidate and the temperature are chosen on the same left-out scores that the sets then rest on. With 10 images a
-    label of sources that the encoder had not seen, 90 % sets covered 0.90 on average over four tasks (0.73 to 0.98, as
-    few images must), 0.88 with words; with images that it was trained on, 0.85 over nine, 0.82 with words.
+    The candidate and the temperature are chosen on the same left-out scores that the sets then rest on. With 10 images
+    a label of sources that the encoder had not seen, 90 % sets covered 0.90 on average over four tasks (0.73 to 0.98,
+    as few images must), 0.88 with words; with images that it was trained on, 0.85 over nine, 0.82 with words.
     """
     with threadpool_limits(limits=1):  # matrices this small lose more to waiting threads than they gain
         folds = list(left_out(examples, seed=seed))
