@@ -159,7 +159,7 @@ class _Printer:
                 threshold = "" if finding.normal else f"  threshold {finding.threshold:.1%}"
                 yield f"    {finding.display:<40} {finding.probability:6.1%}{threshold}{verdict}"
             names = {label.name: label.display for label in task.labels}
-            likely = ", ".join(names[label] for label in answer.prediction_set) or "none of the labels fits"
+            likely = ", ".join(names[label] for label in answer.prediction_set) or "empty, no label is likely enough"
             yield f"    {1 - task.conformal_alpha:.0%} prediction set: {likely}"
         for withheld in result.verdict.withheld:
             yield f"  not answered: {withheld.reason} ({withheld.code})"

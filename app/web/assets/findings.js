@@ -176,7 +176,7 @@ export class Findings {
     const cover = about ? `${Math.round((1 - about.conformal_alpha) * 100)} % prediction set` : "Prediction set";
     const words =
       names.length === 0
-        ? "none of the labels fits this image"
+        ? "empty: no label is likely enough"
         : names.length === 1
           ? names[0]
           : `${names.join(" or ")} (cannot be told apart at this level)`;
