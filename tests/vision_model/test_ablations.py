@@ -32,7 +32,9 @@ def test_variants_differ_from_the_recipe_in_one_thing(recipe: Recipe) -> None:
     alone = made["self-distillation alone"].recipe
     assert (alone.supervised_weight, alone.text_weight) == (0, 0)
     assert alone.self_weight > 0
-    assert made["labels and words, three patches more a side"].recipe.stages[0].size == recipe.stages[0].size + 42
+    for name, steps in (("initial weights", 0), ("labels and words", recipe.stages[0].steps)):
+        stage = made[f"{name}, three patches more a side"].recipe.stages[0]
+        assert (stage.size, stage.steps) == (recipe.stages[0].size + 42, steps)
     names = made["labels, and names for words"].words
     assert all(concept.texts == (concept.display,) for concept in names)
     assert names["pneumonia"].sources == knowledge()["pneumonia"].sources

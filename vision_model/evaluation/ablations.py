@@ -78,6 +78,9 @@ def variants(recipe: Recipe, words: Knowledge) -> dict[str, Variant]:
         "self-distillation alone": Variant(
             replace(recipe, supervised_weight=0.0, text_weight=0.0, self_weight=0.5, stages=(all_twice,)), words
         ),
+        "initial weights, three patches more a side": Variant(
+            replace(recipe, stages=(replace(larger, steps=0),)), words
+        ),
         "labels and words, three patches more a side": Variant(replace(recipe, stages=(larger,)), words),
         "every block trained": Variant(replace(recipe, frozen_blocks=0), words),
     }
