@@ -20,6 +20,7 @@ def test_bench_times_every_stage_and_keeps_nothing(
     assert all(figures[f"{stage}_ms"] > 0 for stage in (*STAGES, "whole", "bare"))
     assert figures["whole_over_bare"] == pytest.approx(figures["whole_ms"] / figures["bare_ms"])
     assert figures["few_shot_s"] > 0
+    assert figures["first_few_shot_s"] > 0
     assert [(g["precision"], g["batch"]) for g in figures["graphs"]] == [("fp32", 1), ("fp32", 8)]
     assert all(g["of_fp32"] == 1 and g["ms"] > 0 and g["file_bytes"] > 0 for g in figures["graphs"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]

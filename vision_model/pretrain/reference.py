@@ -70,11 +70,12 @@ class Unlikeness(nn.Module):
 
         The residual is taken out before it is squared: a difference of squares would lose it to rounding.
         """
-        away = parts[:, None] - self.mean  # (B, 1 + G, P, W)
-        along = torch.einsum("bgpw,gpkw->bgpk", away, self.directions)
-        rest = away - torch.einsum("bgpk,gpkw->bgpw", along, self.directions)
-        squares = (along.square() * self.inverse).sum(-1) + rest.square().sum(-1) * self.inverse_rest
-        logarithms = squares.clamp_min(SMALLEST_DISTANCE).log().mean(dim=-1)  # (B, 1 + G)
+        away = (parts[:, None] - self.mean).permute(1, 2, 0, 3)  # (1 + G, P, B, W)
+        along = away @ self.directions.mT  # an einsum would turn the directions anew in every run of ONNX Runtime
+        rest = away - along @ self.directions
+        squares = (along.square() * self.inverse[:, :, None]).sum(-1)
+        squares += rest.square().sum(-1) * self.inverse_rest[..., None]
+        logarithms = squares.clamp_min(SMALLEST_DISTANCE).log().mean(dim=1).T  # (B, 1 + G)
         ratios: Tensor = logarithms[:, 1:] - logarithms[:, :1]
         return ratios
 
