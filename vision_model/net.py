@@ -16,6 +16,9 @@ __all__ = ["HilumNet", "torchvision_shim"]
 
 TAPS = (7, 9, 11)  # blocks 8, 10 and 12: sources differ in which depth serves them best
 UNTRAINED_TAP = 7  # block 8: of the initial weights the one that frozen probes read best
+SURROUNDINGS = 10 / 224  # deviation of the blur that an image is compared with, of the image's side
+LEAST_CONTRAST = 0.1  # in normalised values, about 6 of 255 levels: below it is noise
+MOST_CONTRAST = 3.0  # of the surroundings' own
 PATCH = 14
 WIDTH = 384
 TOKEN_SCALE = 8.0  # the final norm of the initial weights makes tokens of deviation 4 with outliers of 60
@@ -137,14 +140,18 @@ class PerChannel(nn.Module):
 
 
 class Untrained(nn.Module):
-    """The first blocks of the initial weights on a smaller view of the image: what no training has moved.
+    """The first blocks of the initial weights on another view of the image: what no training has moved.
 
     A source of few patients pulls trained features towards those patients, and neither `train` nor `val` shows it.
     Answers of trained and untrained features together hold better where images come from elsewhere (Wortsman et al.
-    2022, arXiv 2109.01903). The view is made, and its tokens are brought to the image's own patches, by fixed matrices:
-    every provider runs them, and a token's share of the image stays what it was, so maps still sum to the logits.
+    2022, arXiv 2109.01903). The view is smaller, and in place of light and colour it shows what differs from the
+    surroundings, measured by how much anything there does (Jarrett et al. 2009, "What is the best multi-stage
+    architecture for object recognition?"): small lesions stand out, and devices differ less. It is made, and its
+    tokens are brought to the image's own patches, by fixed matrices: every provider runs them, and a token's share of
+    the image stays what it was, so maps still sum to the logits.
     """
 
+    blur: Tensor  # (S, S), rows sum to 1
     shrink: Tensor  # (V, S), antialiased bilinear
     spread: Tensor  # (T, T of the view), rows sum to 1
 
@@ -152,6 +159,8 @@ class Untrained(nn.Module):
         super().__init__()
         self.encoder = new_encoder(view)
         self.encoder.blocks = self.encoder.blocks[: UNTRAINED_TAP + 1]
+        place = torch.arange(size) / (size * SURROUNDINGS)
+        self.register_buffer("blur", (-(place[:, None] - place).square() / 2).softmax(dim=1))
         each_column = torch.eye(size)[None, None]
         self.register_buffer(
             "shrink", functional.interpolate(each_column, size=(view, size), mode="bilinear", antialias=True)[0, 0]
@@ -160,10 +169,17 @@ class Untrained(nn.Module):
         overlap = torch.eye(own).repeat_interleave(grid, dim=0).reshape(grid, own, own).mean(dim=1)
         self.register_buffer("spread", torch.kron(overlap, overlap))
 
+    def view(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, 3, V, V), values from -MOST_CONTRAST to MOST_CONTRAST."""
+        away = images - self.blur @ images @ self.blur.T
+        usual = (self.blur @ away.square().mean(dim=1, keepdim=True) @ self.blur.T).sqrt()
+        contrast = (away / (usual + LEAST_CONTRAST)).clamp(-MOST_CONTRAST, MOST_CONTRAST)
+        return self.shrink @ contrast @ self.shrink.T
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, T, TAP_SIZE)."""
         ((patches, prefix),) = self.encoder.forward_intermediates(
-            self.shrink @ images @ self.shrink.T,
+            self.view(images),
             indices=[UNTRAINED_TAP],
             norm=True,
             output_fmt="NLC",

@@ -14,7 +14,15 @@ from vision_model.data.mixture import MASKED
 from vision_model.data.tasks import Curriculum, curriculum
 from vision_model.errors import SourceInvalid
 from vision_model.manifest import InputSpec
-from vision_model.net import EMBEDDING_SIZE, TAP_SIZE, TRAINED_SIZE, ReadOut, Untrained, new_encoder
+from vision_model.net import (
+    EMBEDDING_SIZE,
+    MOST_CONTRAST,
+    TAP_SIZE,
+    TRAINED_SIZE,
+    ReadOut,
+    Untrained,
+    new_encoder,
+)
 from vision_model.pretrain.heads import FOLDS, CrossFitted, embed_examples, fit_heads
 from vision_model.runtime import softmax
 
@@ -26,6 +34,17 @@ def test_the_untrained_taps_view_is_the_antialiased_image() -> None:
     pixels = np.random.default_rng(0).random((224, 224)).astype(np.float32)
     expected = np.asarray(Image.fromarray(pixels).resize((126, 126), Image.Resampling.BILINEAR))
     np.testing.assert_allclose((tap.shrink @ torch.from_numpy(pixels) @ tap.shrink.T).numpy(), expected, atol=1e-5)
+
+
+def test_the_untrained_taps_view_is_contrast_and_not_light() -> None:
+    tap = Untrained(size=224, view=126)
+    image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    view = tap.view(image)
+    assert view.shape == (1, 3, 126, 126)
+    assert view.abs().max() <= MOST_CONTRAST
+    torch.testing.assert_close(tap.view(image + 0.7), view, atol=1e-4, rtol=0)  # lighter
+    assert (tap.view(3 * image) - view).abs().mean() < 0.1 * view.abs().mean()  # of more contrast everywhere
+    assert tap.view(torch.full((1, 3, 224, 224), 0.4)).abs().max() < 1e-4  # nothing to be seen
 
 
 def test_a_token_of_the_view_keeps_its_share_and_its_place() -> None:
