@@ -24,7 +24,8 @@ WIDTH = 384
 TOKEN_SCALE = 8.0  # the final norm of the initial weights makes tokens of deviation 4 with outliers of 60
 TAP_SIZE = 2 * WIDTH  # a patch's own token, then the class token
 TRAINED_SIZE = TAP_SIZE * len(TAPS)
-EMBEDDING_SIZE = TRAINED_SIZE + TAP_SIZE  # as it ships: the untrained tap is the last
+UNTRAINED_SIZE = 2 * TAP_SIZE  # of two views
+EMBEDDING_SIZE = TRAINED_SIZE + UNTRAINED_SIZE  # as it ships
 TEXT_SIZE = 384  # of all-MiniLM-L6-v2
 PROJECTED = 128  # what self-distillation compares
 
@@ -140,15 +141,15 @@ class PerChannel(nn.Module):
 
 
 class Untrained(nn.Module):
-    """The first blocks of the initial weights on another view of the image: what no training has moved.
+    """The first blocks of the initial weights on two small views of the image: what no training has moved.
 
     A source of few patients pulls trained features towards those patients, and neither `train` nor `val` shows it.
     Answers of trained and untrained features together hold better where images come from elsewhere (Wortsman et al.
-    2022, arXiv 2109.01903). The view is smaller, and in place of light and colour it shows what differs from the
-    surroundings, measured by how much anything there does (Jarrett et al. 2009, "What is the best multi-stage
-    architecture for object recognition?"): small lesions stand out, and devices differ less. It is made, and its
-    tokens are brought to the image's own patches, by fixed matrices: every provider runs them, and a token's share of
-    the image stays what it was, so maps still sum to the logits.
+    2022, arXiv 2109.01903). One view is the image, smaller. The other shows, in place of light and colour, what differs
+    from its surroundings, measured by how much things differ there (local contrast normalisation, Jarrett et al. 2009,
+    doi 10.1109/ICCV.2009.5459469): small lesions stand out, and devices differ less. Views are made, and their tokens
+    are brought to the image's own patches, by fixed matrices: every provider runs them, and a token's share of the
+    image stays what it was, so maps still sum to the logits.
     """
 
     blur: Tensor  # (S, S), rows sum to 1
@@ -169,28 +170,31 @@ class Untrained(nn.Module):
         overlap = torch.eye(own).repeat_interleave(grid, dim=0).reshape(grid, own, own).mean(dim=1)
         self.register_buffer("spread", torch.kron(overlap, overlap))
 
-    def view(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, 3, V, V), values from -MOST_CONTRAST to MOST_CONTRAST."""
+    def contrast(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> the same, from -MOST_CONTRAST to MOST_CONTRAST: what differs from its surroundings."""
         away = images - self.blur @ images @ self.blur.T
         usual = (self.blur @ away.square().mean(dim=1, keepdim=True) @ self.blur.T).sqrt()
-        contrast = (away / (usual + LEAST_CONTRAST)).clamp(-MOST_CONTRAST, MOST_CONTRAST)
-        return self.shrink @ contrast @ self.shrink.T
+        return (away / (usual + LEAST_CONTRAST)).clamp(-MOST_CONTRAST, MOST_CONTRAST)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, T, TAP_SIZE)."""
+        """(B, 3, S, S) -> (B, T, UNTRAINED_SIZE): of the image, then of its contrast."""
+        views = torch.cat(
+            [images, self.contrast(images)]
+        )  # one pass: the exporter folds only weights that it meets once
         ((patches, prefix),) = self.encoder.forward_intermediates(
-            self.view(images),
+            self.shrink @ views @ self.shrink.T,
             indices=[UNTRAINED_TAP],
             norm=True,
             output_fmt="NLC",
             intermediates_only=True,
             return_prefix_tokens=True,
         )
-        return side_by_side(self.spread @ patches, prefix)
+        tokens = side_by_side(self.spread @ patches, prefix)
+        return torch.cat([tokens[: len(images)], tokens[len(images) :]], dim=-1)
 
 
 class ReadOut(nn.Module):
-    """What ships of two encoders: the taps of the trained one, then the untrained one's."""
+    """What ships of two encoders: the taps of the trained one, then the untrained one's of two views."""
 
     def __init__(self, encoder: nn.Module, untrained: Untrained) -> None:
         super().__init__()

@@ -17,8 +17,8 @@ from vision_model.manifest import InputSpec
 from vision_model.net import (
     EMBEDDING_SIZE,
     MOST_CONTRAST,
-    TAP_SIZE,
     TRAINED_SIZE,
+    UNTRAINED_SIZE,
     ReadOut,
     Untrained,
     new_encoder,
@@ -36,15 +36,14 @@ def test_the_untrained_taps_view_is_the_antialiased_image() -> None:
     np.testing.assert_allclose((tap.shrink @ torch.from_numpy(pixels) @ tap.shrink.T).numpy(), expected, atol=1e-5)
 
 
-def test_the_untrained_taps_view_is_contrast_and_not_light() -> None:
+def test_the_second_view_is_contrast_and_not_light() -> None:
     tap = Untrained(size=224, view=126)
     image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    view = tap.view(image)
-    assert view.shape == (1, 3, 126, 126)
-    assert view.abs().max() <= MOST_CONTRAST
-    torch.testing.assert_close(tap.view(image + 0.7), view, atol=1e-4, rtol=0)  # lighter
-    assert (tap.view(3 * image) - view).abs().mean() < 0.1 * view.abs().mean()  # of more contrast everywhere
-    assert tap.view(torch.full((1, 3, 224, 224), 0.4)).abs().max() < 1e-4  # nothing to be seen
+    contrast = tap.contrast(image)
+    assert contrast.abs().max() <= MOST_CONTRAST
+    torch.testing.assert_close(tap.contrast(image + 0.7), contrast, atol=1e-4, rtol=0)  # lighter
+    assert (tap.contrast(3 * image) - contrast).abs().mean() < 0.1 * contrast.abs().mean()  # of more contrast
+    assert tap.contrast(torch.full((1, 3, 224, 224), 0.4)).abs().max() < 1e-4  # nothing to be seen
 
 
 def test_a_token_of_the_view_keeps_its_share_and_its_place() -> None:
@@ -62,7 +61,7 @@ def test_the_untrained_tap_ends_at_its_block_and_gives_the_images_patches() -> N
     assert len(tap.encoder.blocks) == 8
     with torch.inference_mode():
         tokens = tap(torch.randn(2, 3, 42, 42))
-    assert tokens.shape == (2, 9, TAP_SIZE)
+    assert tokens.shape == (2, 9, UNTRAINED_SIZE)
 
 
 def _data(count: int, what: Curriculum, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -97,7 +97,7 @@ class Tail(nn.Module):
     """The trained encoder's last blocks with LoRA, from what the frozen ones give to the embeddings of n images."""
 
     tokens: Tensor  # (n, prefix + T, width) after the frozen blocks
-    untrained: Tensor  # (n, TAP_SIZE), the untrained tap's part of the embeddings
+    untrained: Tensor  # (n, UNTRAINED_SIZE), the untrained taps' part of the embeddings
 
     def __init__(self, net: ReadOut, inputs: NDArray[np.float32], *, expected: NDArray[np.float32]) -> None:
         """`expected` (1, D) is the graph's embedding of the first input. Raises GraphInvalid where torch differs."""

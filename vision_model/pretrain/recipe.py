@@ -54,7 +54,7 @@ class Recipe:
     percentiles: tuple[float, float]
     bf16: bool  # where the device computes it
     head_c: float  # inverse regularisation strength of the final heads
-    untrained_view: int  # px, what the untrained tap sees of the image
+    untrained_view: int  # px, the untrained encoder's views of the image
     ood_components: int
     ood_quantile: float  # of val, kept as in-distribution
 

@@ -131,7 +131,7 @@ def pretrain(*, recipe_name: str, data: Path, out: Path, version: str, workers: 
 
 
 def _untrained(recipe: Recipe, *, cache: Path) -> Untrained:
-    """The untrained tap, with the weights that the run began with."""
+    """The untrained encoder, with the weights that the run began with."""
     torch.manual_seed(recipe.seed)
     net, view = Untrained(size=recipe.stages[-1].size, view=recipe.untrained_view), recipe.untrained_view
     if (state := initial_state(recipe.initial, cache=cache)) is not None:
