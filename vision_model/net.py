@@ -190,7 +190,8 @@ class Untrained(nn.Module):
             return_prefix_tokens=True,
         )
         tokens = side_by_side(self.spread @ patches, prefix)
-        return torch.cat([tokens[: len(images)], tokens[len(images) :]], dim=-1)
+        count = images.shape[0]  # len() would fix the batch of an export
+        return torch.cat([tokens[:count], tokens[count:]], dim=-1)
 
 
 class ReadOut(nn.Module):
