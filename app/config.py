@@ -133,7 +133,9 @@ class Model(Section):
     precision: Literal["fp32", "fp16-stored", "int8", "int8-stored"] | None = Field(
         default=None, description="none: what the model is meant to answer with"
     )
-    threads: int = Field(default=0, ge=0, description="of the model on a CPU, for one image or several; 0: one for each core")
+    threads: int = Field(
+        default=0, ge=0, description="of the model on a CPU, for one image or several; 0: one for each core"
+    )
     engine_cache: Path | None = Field(default=None, description="folder where TensorRT keeps what it built")
     warm_up: bool = Field(default=True, description="run the model once before the first request")
 
