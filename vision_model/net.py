@@ -178,9 +178,8 @@ class Untrained(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, T, UNTRAINED_SIZE): of the image, then of its contrast."""
-        views = torch.cat(
-            [images, self.contrast(images)]
-        )  # one pass: the exporter folds only weights that it meets once
+        # one pass over both: the exporter folds only weights that it meets once
+        views = torch.cat([images, self.contrast(images)])
         ((patches, prefix),) = self.encoder.forward_intermediates(
             self.shrink @ views @ self.shrink.T,
             indices=[UNTRAINED_TAP],
