@@ -54,6 +54,7 @@ def _sample(page: Page, title: str) -> None:
 def _done(page: Page) -> None:
     expect(page.locator(".activity-line")).to_contain_text("diagnosed")
     expect(page.get_by_role("button", name="Stop")).to_be_disabled()
+    expect(page.locator(".findings")).to_contain_text("No answer")
 
 
 def _keep(page: Page, name: str) -> None:

@@ -133,6 +133,41 @@ def test_a_heat_map_is_checked_by_covering_the_image_and_the_outcome_is_said(vis
     expect(page.get_by_role("button", name="Check by occlusion")).to_be_enabled()
 
 
+def test_an_answer_is_shown_though_the_study_it_belongs_to_arrives_after_it(visit: Visit) -> None:
+    page = visit.page
+    page.evaluate(
+        """() => {
+            const plain = window.fetch;
+            window.fetch = async (...asked) => {
+                const answer = await plain(...asked);
+                if (!window.late && /api\\/studies\\/[^/]+$/.test(asked[0]))
+                    await new Promise((arrive) => (window.late = arrive));
+                return answer;
+            };
+        }"""
+    )
+    visit.upload("film.dcm", chest_film(age="051Y"))
+    visit.done("1 image diagnosed")
+    visit.findings("90 % prediction set")
+    page.evaluate("() => { window.late(); return new Promise((later) => setTimeout(later, 500)); }")
+    visit.findings("90 % prediction set")
+
+
+def test_stopping_between_two_files_says_that_the_first_was_not_diagnosed(visit: Visit) -> None:
+    page = visit.page
+    page.route("**/api/files?name=never.dcm", lambda _: None)
+    page.set_input_files(
+        "#choose-files",
+        [
+            {"name": name, "mimeType": "application/dicom", "buffer": chest_film(age="051Y")}
+            for name in ("film.dcm", "never.dcm")
+        ],
+    )
+    visit.findings("Diagnosing. The answer appears here.")
+    page.get_by_role("button", name="Stop").click()
+    visit.findings("These images have not been diagnosed.")
+
+
 def test_the_sample_is_answered_or_says_why_not(visit: Visit) -> None:
     visit.page.get_by_role("button", name="Abdominal MR").click()
     visit.findings("The file says that this is an image of modality MR (MRI) of the body part ABDOMEN")

@@ -10,6 +10,7 @@ import { Intake } from "./upload.js";
 class Reader {
   constructor(place) {
     this.study = null;
+    this.wanted = null; // the study asked for last, which may still be on its way
     this.images = [];
     this.seriesIndex = 0;
     this.index = 0;
@@ -18,7 +19,8 @@ class Reader {
     this.intake = new Intake({
       arrived: (uid) => this.refresh().then(() => this.open(uid)),
       answered: (uid, event) => this.take(uid, event),
-      finished: (uid) => this.refresh().then(() => this.study?.study_instance_uid === uid && this.open(uid, { keep: true })),
+      finished: (uid) => this.refresh().then(() => this.wanted?.uid === uid && this.open(uid, { keep: true })),
+      settled: () => this.drawFindings(),
     });
     this.studies = new Studies({ open: (uid) => this.open(uid, { remember: true }), openSeries: (index) => this.openSeries(index) });
     this.findings = new Findings({
@@ -65,13 +67,15 @@ class Reader {
 
   // `keep` stays at the image in sight, for a study that is only read anew.
   async open(uid, { remember = false, keep = false } = {}) {
+    const wanted = (this.wanted = { uid });
     let study;
     try {
       study = await read(`api/studies/${encodeURIComponent(uid)}`);
     } catch (problem) {
-      this.controls.say(problem.message);
+      if (wanted === this.wanted) this.controls.say(problem.message);
       return;
     }
+    if (wanted !== this.wanted) return; // asked for again, or for another, in the meantime
     const address = new URL(location.href);
     const known = address.searchParams.get("study") === uid;
     address.searchParams.set("study", uid);
@@ -128,11 +132,9 @@ class Reader {
     this.controls.place(this.index, this.images);
   }
 
-  async diagnose(age) {
+  diagnose(age) {
     if (!this.study) return;
-    const done = this.intake.diagnose(this.study.study_instance_uid, age);
-    this.drawFindings();
-    await done;
+    this.intake.diagnose(this.study.study_instance_uid, age);
     this.drawFindings();
   }
 

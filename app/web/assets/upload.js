@@ -6,10 +6,11 @@ import { follow, send } from "./service.js";
 const LINES_KEPT = 300;
 
 export class Intake {
-  constructor({ arrived, answered, finished }) {
+  constructor({ arrived, answered, finished, settled }) {
     this.arrived = arrived; // a study's first image is stored
     this.answered = answered; // one image of a study was diagnosed
     this.finished = finished; // nothing more to come for a study
+    this.settled = settled; // no longer busy
     this.stop = null;
     this.element = this.build();
     this.quiet("Nothing in progress.");
@@ -183,6 +184,7 @@ export class Intake {
     } finally {
       this.stop = null;
       this.cancel.disabled = true;
+      this.settled();
     }
   }
 
