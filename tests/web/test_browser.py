@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, FilePayload, Page, expect
 
 from dicom_io.types import Frame, InstanceRef, Window
 from dicom_io.voi import eight_bits
@@ -156,13 +156,11 @@ def test_an_answer_is_shown_though_the_study_it_belongs_to_arrives_after_it(visi
 def test_stopping_between_two_files_says_that_the_first_was_not_diagnosed(visit: Visit) -> None:
     page = visit.page
     page.route("**/api/files?name=never.dcm", lambda _: None)
-    page.set_input_files(
-        "#choose-files",
-        [
-            {"name": name, "mimeType": "application/dicom", "buffer": chest_film(age="051Y")}
-            for name in ("film.dcm", "never.dcm")
-        ],
-    )
+    films = [
+        FilePayload(name=name, mimeType="application/dicom", buffer=chest_film(age="051Y"))
+        for name in ("film.dcm", "never.dcm")
+    ]
+    page.set_input_files("#choose-files", films)
     visit.findings("Diagnosing. The answer appears here.")
     page.get_by_role("button", name="Stop").click()
     visit.findings("These images have not been diagnosed.")
