@@ -84,8 +84,11 @@ class WordSpace:
 
         Raises PromptsInvalid and UnknownRoute.
         """
-        if len(prompts) < 2:
-            raise PromptsInvalid("zero-shot answers choose between classes; name two or more")
+        if not isinstance(prompts, Mapping) or len(prompts) < 2:
+            raise PromptsInvalid(
+                "zero-shot answers choose between two classes or more, each with texts that describe it, such as"
+                ' {"normal": ["clear lungs"], "pneumonia": ["consolidation"]}'
+            )
         texts = self.classes(prompts)
         logits = np.empty((len(embeddings), len(texts)), np.float32)
         for route in sorted(set(routes)):
