@@ -147,7 +147,7 @@ class Untrained(nn.Module):
     Answers of trained and untrained features together hold better where images come from elsewhere (Wortsman et al.
     2022, arXiv 2109.01903). One view is the image, smaller. The other shows, in place of light and colour, what differs
     from its surroundings, measured by how much things differ there (local contrast normalisation, Jarrett et al. 2009,
-    doi 10.1109/ICCV.2009.5459469): small lesions stand out. Views are made, and their tokens are brought to the
+    doi 10.1109/ICCV.2009.5459469): meant for small lesions. Views are made, and their tokens are brought to the
     image's own patches, by fixed matrices: every provider runs them, and a token's share of the image stays what it
     was, so maps still sum to the logits.
     """

@@ -86,7 +86,7 @@ class WordSpace:
         """
         if not isinstance(prompts, Mapping) or len(prompts) < 2:
             raise PromptsInvalid(
-                "zero-shot answers choose between two classes or more, each with texts that describe it, such as"
+                "zero-shot answers choose between classes; name two or more, each with texts that describe it, such as"
                 ' {"normal": ["clear lungs"], "pneumonia": ["consolidation"]}'
             )
         texts = self.classes(prompts)

@@ -40,6 +40,7 @@ def test_the_second_view_is_contrast_and_not_light() -> None:
     tap = Untrained(size=224, view=126)
     image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     contrast = tap.contrast(image)
+    assert contrast.shape == image.shape
     assert contrast.abs().max() <= MOST_CONTRAST
     torch.testing.assert_close(tap.contrast(image + 0.7), contrast, atol=1e-4, rtol=0)  # lighter
     assert (tap.contrast(3 * image) - contrast).abs().mean() < 0.1 * contrast.abs().mean()  # of more contrast

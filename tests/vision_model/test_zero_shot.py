@@ -114,8 +114,8 @@ def test_a_querys_map_shows_the_patch_that_differs(model: Model) -> None:
 @pytest.mark.parametrize(
     ("classes", "says"),
     [
-        ({"bright": ["bright"]}, "two classes or more"),
-        ({}, "two classes or more"),
+        ({"bright": ["bright"]}, "two or more"),
+        ({}, "two or more"),
         (["bright", "dark"], "each with texts"),
         ({"bright": ["bright"], "dark": []}, "class 'dark' needs a list"),
         ({"bright": ["bright"], "dark": "dark"}, "class 'dark' needs a list"),

@@ -47,7 +47,8 @@ class Unlikeness(nn.Module):
     95 % of 40 drawn phantoms where the plain distance of the means held 20 %, and nearly twice as many films of other
     hospitals. Those phantoms also chose it; with the next encoder the one of `tests/web/images.py` passed. Nearest
     neighbours are left out: other sources of a task's own modality are told from its `test` images with an AUROC of
-    .998 by this, .922 by the ten nearest training images (ranks averaged over the taps), .971 by both (0.4.0).
+    .998 by this, .922 by the ten nearest training images (ranks averaged over the taps), .971 by both (0.4.0, mean of
+    five tasks; a script not kept). Some of those sources are in the background, so the .998 flatters.
     """
 
     mean: Tensor
